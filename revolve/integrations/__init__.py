@@ -1,0 +1,1 @@
+"""Drop-in replacements inside the stacks that people use."""

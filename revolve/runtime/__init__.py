@@ -1,0 +1,1 @@
+"""Measures models and executes plans; this is where torch begins."""

@@ -63,7 +63,10 @@ def read_number(value: Any, field: str, where: str, *, whole: bool) -> Any:
     plain = isinstance(value, (int, float)) or hasattr(value, "__index__") or hasattr(value, "__float__")
     if isinstance(value, (bool, str, bytes)) or not plain:
         raise ChainError(f"{where}: {field} is {value!r}; it must be {kind} of {unit}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number < 0 or (whole and number != int(value)):
         raise ChainError(f"{where}: {field} is {value!r}; it must be {kind} of {unit}, finite and not negative")
     limit = 2**53 if whole else 1e9

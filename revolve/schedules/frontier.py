@@ -75,7 +75,8 @@ class Frontier:
                 self.smallest,
                 limit,
             )
-        actions = generate_optimal(self.tables, min(limit, int(self.peaks[-1])))
+        point = np.searchsorted(self.peaks, limit, side="right") - 1
+        actions = generate_optimal(self.tables, int(self.peaks[point]))
         return Plan.from_actions(self.chain, actions, "optimal", limit, self.tolerance)
 
 
@@ -109,7 +110,7 @@ def solve(chain: Chain, formats: Any = ("dense",), tolerance: float = 0.0) -> Fr
 
     Examples
     --------
-    >>> solve(Chain.uniform(2)).makespans.tolist()
+    >>> solve(Chain.uniform(2, saved_bytes=3)).makespans.tolist()
     [5.0, 4.0]
     """
     return Frontier(chain, solve_tables(chain, formats, tolerance), tolerance)

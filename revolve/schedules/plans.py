@@ -30,6 +30,11 @@ FIELDS = (
     "chain",
     "actions",
 )
+SETTINGS = (
+    ("strategy", str, "a string"),
+    ("budget", (int, type(None)), "a whole number of bytes, zero or more, or null"),
+    ("tolerance", (int, float), "a number, zero or more"),
+)
 
 
 def plain_schedule(length: int) -> list[Action]:
@@ -151,6 +156,11 @@ class Plan:
             raise ChainError(f"plan: field {missing[0]!r} is missing; required are {', '.join(FIELDS)}")
         if not isinstance(document["actions"], list):
             raise ChainError(f"plan: actions is {document['actions']!r}; it must be a list of actions")
+        for name, kinds, wanted in SETTINGS:
+            value = document[name]
+            number = isinstance(value, (int, float))
+            if not isinstance(value, kinds) or isinstance(value, bool) or (number and not 0 <= value < float("inf")):
+                raise ChainError(f"plan: {name} is {value!r}; it must be {wanted}")
         plan = cls.from_actions(
             Chain.from_json(document["chain"]),
             document["actions"],

@@ -194,7 +194,8 @@ class State:
         """Check what every run of a stage needs."""
         i = action.index
         self.require(self.cursor == i, action, f"the cursor is {describe(self.cursor)}, not x_{i}")
-        self.require(i not in self.saved, action, f"stage {i} is saved already")
+        again = i in self.saved and not isinstance(action, Forward)
+        self.require(not again, action, f"stage {i} is saved already")
         self.require(i < self.front, action, f"stage {i} is reversed already")
 
     def forward(self, action: Forward) -> tuple[int, int]:

@@ -1,0 +1,144 @@
+"""Puts a plan on a model, at the instance level, and takes it back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from revolve.schedules.frontier import solve
+from revolve.schedules.plans import Plan
+from revolve.schedules.units import parse_bytes
+
+from .exceptions import ModelError, PlanMismatch
+from .executor import Program, Run
+from .measurement import measure
+from .memory import free_bytes
+from .stages import StageModule, check_sequential, match_stages
+
+__all__ = ["Runner", "checkpointed", "plan_of", "restore"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# Plans that cover plain training leave no trace on the model itself, so they are remembered here.
+PLAIN_PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
+
+
+class Runner:
+    """Stands in for the ``forward`` of one model instance.
+
+    It refers to the model's children, not to the model, so that it makes no reference cycle and
+    pickles and deep-copies together with it.
+
+    Parameters
+    ----------
+    children
+        The model's own table of children.
+    stages
+        Its stages.
+    plan
+        The plan to execute.
+    """
+
+    def __init__(self, children: dict[str, nn.Module | None], stages: Sequence[StageModule], plan: Plan) -> None:
+        self.children = children
+        self.stages = stages
+        self.plan = plan
+        self.program = Program.from_plan(plan)
+        self.changing: list[set[str] | None] = [None] * len(stages)
+
+    @torch.compiler.disable
+    def __call__(self, input: Any) -> Any:
+        """Run the model: by the plan in training, untouched in eval mode and under no_grad."""
+        children = [child for child in self.children.values() if child is not None]
+        if torch.is_grad_enabled() and any(child.training for child in children):
+            return Run(self.stages, self.program, self.changing).forward(input)
+        for child in children:
+            input = child(input)
+        return input
+
+
+def checkpointed(
+    model: Model,
+    plan: Plan | None = None,
+    *,
+    sample: Any = None,
+    budget: int | str | None = None,
+    loss: Any = None,
+) -> Model:
+    """Let a model train by a plan; outputs, gradients, buffers and random numbers stay bit-identical.
+
+    Parameters
+    ----------
+    model
+        An nn.Sequential. Only this instance changes: its modules, parameter names, state_dict and
+        hooks stay as they are, and it can be pickled and deep-copied.
+    plan
+        A plan for this model, from ``solve(measure(model, sample)).plan(budget)`` or ``Plan.load``.
+    sample, budget, loss
+        Instead of a plan: measure with this input (and loss), and solve for this budget, in bytes or
+        as a string such as ``"2GiB"`` or ``"80%"`` of what the device has free.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If the budget is below the least feasible one.
+    PlanMismatch
+        If the plan was made for another model.
+    ModelError, MeasurementError
+        If the model cannot be cut into stages or measured.
+
+    Notes
+    -----
+    In eval mode, under ``torch.no_grad()``, and with a plan that covers plain training, the model
+    runs untouched.
+    """
+    sequential = check_sequential(model)
+    if plan is None:
+        if sample is None or budget is None:
+            raise PlanMismatch("checkpointed(model) needs a plan, or both sample= and budget=")
+        limit = parse_bytes(budget, free_bytes(model))
+        plan = solve(measure(model, sample, loss)).plan(limit)
+    elif sample is not None or budget is not None or loss is not None:
+        raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample= and budget=, not both")
+    if not isinstance(plan, Plan):
+        raise PlanMismatch(f"the plan is a {type(plan).__name__}; pass a revolve.Plan (Plan.load(path) reads a file)")
+    stages = match_stages(sequential, [stage.name for stage in plan.chain.stages])
+    present = model.__dict__.get("forward")
+    if present is not None and not isinstance(present, Runner):
+        raise ModelError("the model's forward has been replaced on the instance by something else; undo that first")
+    runner = None if plan.plain else Runner(sequential._modules, stages, plan)
+    restore(model)
+    if runner is None:
+        PLAIN_PLANS[model] = plan
+    else:
+        model.__dict__["forward"] = runner
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Take a plan off a model again; does nothing to a model without one.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+    """
+    PLAIN_PLANS.pop(model, None)
+    if isinstance(model.__dict__.get("forward"), Runner):
+        del model.__dict__["forward"]
+    return model
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """Return the plan that a model trains by, or None."""
+    runner = model.__dict__.get("forward")
+    return runner.plan if isinstance(runner, Runner) else PLAIN_PLANS.get(model)

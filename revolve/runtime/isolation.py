@@ -1,0 +1,81 @@
+"""Runs stages outside the user's training: parameters, gradients, buffers and random numbers untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from revolve.storage.boundary import tensors_of
+
+from .exceptions import MeasurementError
+from .stages import StageModule
+from .state import RandomState, devices_of
+
+__all__ = ["gradients_present", "isolated"]
+
+
+@contextmanager
+def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
+    """Let stages run on aliases of their parameters and on copies of their buffers.
+
+    The aliases share the parameters' memory but have no hooks and gradients of their own. When the
+    block ends, also by an error, parameters, gradients, hooks, buffers and random number generators are
+    those of before.
+
+    Parameters
+    ----------
+    stages
+        The stages.
+    *values
+        Boundaries whose devices' random number generators are put back, too.
+    """
+    tensors = [*(t for stage in stages for t in stage.tensors()), *(t for value in values for t in tensors_of(value))]
+    random = RandomState(devices_of(tensors))
+    modules = dict.fromkeys(module for stage in stages for module in stage.modules)
+    with ExitStack() as stack:
+        stack.callback(random.write, random.read())
+        aliases: dict[int, nn.Parameter] = {}
+        for module in modules:
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    if is_lazy(parameter):
+                        raise MeasurementError(
+                            f"{type(module).__name__}.{name} is not initialised; run the model once before measuring it"
+                        )
+                    alias = aliases.setdefault(
+                        id(parameter), nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+                    )
+                    stack.callback(setattr, module, name, parameter)
+                    setattr(module, name, alias)
+                    alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
+        buffers = dict.fromkeys(
+            buffer for module in modules for buffer in module._buffers.values() if buffer is not None
+        )
+        for buffer in buffers:
+            stack.callback(setattr, buffer, "data", buffer.data)
+            buffer.data = buffer.data.clone()
+        yield
+
+
+@contextmanager
+def gradients_present(stage: StageModule, later: Sequence[StageModule]) -> Iterator[list[torch.Tensor]]:
+    """Give those aliases a gradient that have one when the stage's backward begins.
+
+    These are the parameters whose own ``.grad`` exists, and those that a later stage shares. Yields
+    the stage's parameters that require a gradient; their gradients are gone when the block ends.
+    """
+    shared = {id(tensor) for other in later for tensor in other.tensors()}
+    parameters = [t for t in dict.fromkeys(stage.tensors()) if isinstance(t, nn.Parameter) and t.requires_grad]
+    for parameter in parameters:
+        if getattr(parameter, "existing", False) or id(parameter) in shared:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        yield list(parameters)
+    finally:
+        for parameter in parameters:
+            parameter.grad = None

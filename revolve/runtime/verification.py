@@ -1,0 +1,238 @@
+"""Compares a planned step with a plain one: every bit, the peak, and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from revolve.schedules.plans import Plan
+from revolve.storage.boundary import tensors_of
+
+from .allocations import trace_allocations
+from .exceptions import ModelError
+from .instrumentation import checkpointed, plan_of, restore
+from .measurement import default_loss, running, step_clock
+from .memory import device_of
+from .stages import StageModule, check_sequential
+from .state import RandomState, devices_of, same
+
+__all__ = ["Report", "verify"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`verify` found; sizes in bytes, times in seconds.
+
+    Attributes
+    ----------
+    output_equal, loss_equal, gradients_equal, buffers_equal, rng_equal
+        Whether the planned step gave the very bits of the plain one.
+    differences
+        Names of what differs.
+    plan
+        The plan that was executed.
+    budget
+        Its budget, None if it has none.
+    predicted_peak, measured_peak
+        Peak of the planned step over the level before it, as planned and as the allocator saw it.
+    predicted_plain_peak, plain_peak
+        The same of the plain step.
+    predicted_time, measured_time, predicted_plain_time, plain_time
+        Medians: CPU time on a CPU, wall time elsewhere.
+    """
+
+    output_equal: bool
+    loss_equal: bool
+    gradients_equal: bool
+    buffers_equal: bool
+    rng_equal: bool
+    differences: tuple[str, ...]
+    plan: Plan
+    budget: int | None
+    predicted_peak: int
+    measured_peak: int
+    predicted_plain_peak: int
+    plain_peak: int
+    predicted_time: float
+    measured_time: float
+    predicted_plain_time: float
+    plain_time: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is equal bit for bit."""
+        return not self.differences
+
+    @property
+    def kept(self) -> bool:
+        """Whether the measured peak is within the budget."""
+        return self.budget is None or self.measured_peak <= self.budget
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a ``revolve.report/1`` document, without the plan's actions."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
+        values["differences"] = list(self.differences)
+        return {"format": "revolve.report/1", "exact": self.exact, "kept": self.kept, **values}
+
+
+def verify(
+    model: nn.Module,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    *,
+    repeats: int = 3,
+) -> Report:
+    """Run plain and planned steps of a model that has a plan, and compare them.
+
+    Parameters
+    ----------
+    model
+        A model that :func:`checkpointed` has been called on. Its parameters, gradients, buffers and
+        random numbers are as before afterwards; nothing is learned.
+    sample
+        The input.
+    loss
+        Maps the output to a scalar; default half the mean square.
+    repeats
+        Timed steps of each kind, alternating; medians are reported.
+
+    Returns
+    -------
+    Report
+        Equality, peaks and times.
+
+    Raises
+    ------
+    ModelError
+        If the model has no plan, or is in eval mode.
+    MeasurementError
+        If a step fails.
+    """
+    check_sequential(model)
+    plan = plan_of(model)
+    if plan is None:
+        raise ModelError("the model has no plan; call revolve.checkpointed(model, plan) before revolve.verify")
+    if not model.training:
+        raise ModelError("the model is in eval mode, where it runs untouched; call model.train() first")
+    trial = Trial(model, sample, loss or default_loss)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    try:
+        with running(StageModule("step", ()), sample), trial.preserved():
+            for planned in (False, True):
+                trial.use(plan if planned else None)
+                trial.step()  # warm up: first-use allocations are not the step's
+            trial.use(None)
+            expected, plain_peak = trial.traced()
+            trial.use(plan)
+            actual, measured_peak = trial.traced()
+            for _ in range(repeats):
+                for planned in times:
+                    trial.use(plan if planned else None)
+                    times[planned].append(trial.timed())
+    finally:
+        checkpointed(model, plan)
+    differences = tuple(name for name in expected if not equal(expected[name], actual[name]))
+    parts = {name.split(" ")[0] for name in differences}
+    return Report(
+        output_equal="output" not in parts,
+        loss_equal="loss" not in parts,
+        gradients_equal="gradient" not in parts,
+        buffers_equal="buffer" not in parts,
+        rng_equal="random" not in parts,
+        differences=differences,
+        plan=plan,
+        budget=plan.budget,
+        predicted_peak=plan.peak,
+        measured_peak=measured_peak,
+        predicted_plain_peak=plan.plain_peak,
+        plain_peak=plain_peak,
+        predicted_time=plan.makespan,
+        measured_time=median(times[True]),
+        predicted_plain_time=plan.plain_makespan,
+        plain_time=median(times[False]),
+    )
+
+
+def equal(a: torch.Tensor | bytes | None, b: torch.Tensor | bytes | None) -> bool:
+    """Whether two results are equal bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return same(a, b)
+    return a is b or (isinstance(a, bytes) and a == b)
+
+
+class Trial:
+    """Steps of one model from one starting state."""
+
+    def __init__(self, model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor]) -> None:
+        self.model = model
+        self.sample = sample
+        self.loss = loss
+        self.device = device_of(model)
+        self.random = RandomState(devices_of([*model.parameters(), *model.buffers(), *tensors_of(sample)]))
+        self.start = self.random.read()
+        self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        self.leaves = {f"gradient of {name}": p for name, p in model.named_parameters()}
+        inputs = [t for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
+        self.leaves |= {f"gradient of input {number}": t for number, t in enumerate(inputs)}
+        self.gradients = {name: leaf.grad for name, leaf in self.leaves.items()}
+
+    def use(self, plan: Plan | None) -> None:
+        """Put the plan on the model, or take it off."""
+        restore(self.model) if plan is None else checkpointed(self.model, plan)
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Put everything back at the end."""
+        try:
+            yield
+        finally:
+            self.reset()
+            for name, leaf in self.leaves.items():
+                leaf.grad = self.gradients[name]
+
+    def reset(self) -> None:
+        """Go back to the starting state; gradients that existed are zero copies."""
+        self.random.write(self.start)
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(self.buffers[name])
+        for name, leaf in self.leaves.items():
+            present = self.gradients[name]
+            leaf.grad = None if present is None else torch.zeros_like(present)
+
+    def step(self) -> tuple[Any, torch.Tensor]:
+        """Run one step from the starting state; return output and loss."""
+        self.reset()
+        output = self.model(self.sample)
+        loss = self.loss(output)
+        loss.backward()
+        return output, loss
+
+    def timed(self) -> float:
+        """Return the seconds of one step."""
+        self.reset()
+        start = step_clock(self.device)
+        output = self.model(self.sample)
+        self.loss(output).backward()
+        return step_clock(self.device) - start
+
+    def traced(self) -> tuple[dict[str, torch.Tensor | bytes | None], int]:
+        """Run one step; return everything it left, and its peak in bytes."""
+        self.reset()
+        with trace_allocations(self.device) as tracer:
+            output = self.model(self.sample)
+            loss = self.loss(output)
+            loss.backward()
+            tracer.mark()
+        left: dict[str, torch.Tensor | bytes | None] = {"loss": loss.detach()}
+        left |= {f"output {number}": t.detach() for number, t in enumerate(tensors_of(output))}
+        left |= {name: leaf.grad for name, leaf in self.leaves.items()}
+        left |= {f"buffer {name}": buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        left["random state"] = b"".join(self.random.read())
+        return left, tracer.phases[0].peak

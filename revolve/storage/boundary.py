@@ -1,0 +1,37 @@
+"""What stands between two stages: a tensor, or tuples, lists and dicts of tensors (a pytree)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = ["bytes_of", "cut", "storage_keys", "tensors_of", "versions_of"]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a boundary, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def cut(value: Any) -> Any:
+    """Return the same values outside any graph, each requiring a gradient where the original does."""
+    return tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
+
+
+def storage_keys(value: Any) -> set[int]:
+    """Return the identities of the storages of a boundary; valid while they live."""
+    return {tensor.untyped_storage()._cdata for tensor in tensors_of(value)}
+
+
+def bytes_of(value: Any) -> int:
+    """Return the bytes of a boundary, each storage once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_of(value)}.values())
+
+
+def versions_of(value: Any) -> tuple[int, ...]:
+    """Return the version counters of a boundary; in-place changes raise them."""
+    return tuple(0 if t.is_inference() else t._version for t in tensors_of(value))
