@@ -117,11 +117,14 @@ def checkpoint_sequential(
     kwargs.pop("preserve_rng_state", None)
     if kwargs:
         raise ValueError(f"unexpected keyword arguments: {', '.join(kwargs)}; preserve_rng_state is the only one")
+    children: list[Callable[[Any], Any]]
     children = list(functions.children()) if isinstance(functions, nn.Sequential) else list(functions)
     if budget is None:
         segment_starts(len(children), segments)  # type: ignore[arg-type]
     elif segments is not None:
-        raise BudgetError(f"segments={segments!r} and budget={budget!r} are two answers to one question; pass one as None")
+        raise BudgetError(
+            f"segments={segments!r} and budget={budget!r} are two answers to one question; pass one as None"
+        )
     parts = flatten([(str(index), child) for index, child in enumerate(children)])
     tensors = [*tensors_of(input), *(t for part in parts for t in part.tensors())]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -167,8 +170,8 @@ def identity(function: Any) -> Hashable:
         return (identity(function.__func__), identity(function.__self__))
     try:
         return weakref.ref(function)
-    except TypeError:
-        return type(function)
+    except TypeError:  # no weak references to it
+        return id(type(function))
 
 
 def situation(parts: Sequence[StageModule], input: Any) -> Hashable:

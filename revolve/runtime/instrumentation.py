@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +43,7 @@ class Runner:
         The plan to execute.
     """
 
-    def __init__(self, children: dict[str, nn.Module | None], stages: Sequence[StageModule], plan: Plan) -> None:
+    def __init__(self, children: Mapping[str, nn.Module | None], stages: Sequence[StageModule], plan: Plan) -> None:
         self.children = children
         self.stages = stages
         self.plan = plan

@@ -115,7 +115,7 @@ def match_stages(model: nn.Sequential, names: Sequence[str]) -> list[StageModule
     """
     paths = [name.split("+") for name in names]
     wanted = [path for group in paths for path in group]
-    found = {stage.name: stage for stage in flatten(list(model._modules.items()), frozenset(wanted))}  # type: ignore[arg-type]
+    found = {stage.name: stage for stage in flatten(list(model._modules.items()), frozenset(wanted))}
     if list(found) != wanted:
         different = next((a for a, b in zip(wanted, found, strict=False) if a != b), None)
         reason = f"its stage part {different!r} is not there" if different else "it has more or fewer stages"

@@ -15,9 +15,10 @@ from revolve.schedules.plans import Plan
 from revolve.storage.boundary import tensors_of
 
 from .allocations import trace_allocations
+from .bench import step_clock
 from .exceptions import ModelError
 from .instrumentation import checkpointed, plan_of, restore
-from .measurement import default_loss, running, step_clock
+from .measurement import default_loss, running
 from .memory import device_of
 from .stages import StageModule, check_sequential
 from .state import RandomState, devices_of, same
@@ -177,7 +178,7 @@ class Trial:
         self.random = RandomState(devices_of([*model.parameters(), *model.buffers(), *tensors_of(sample)]))
         self.start = self.random.read()
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        self.leaves = {f"gradient of {name}": p for name, p in model.named_parameters()}
+        self.leaves: dict[str, torch.Tensor] = {f"gradient of {name}": p for name, p in model.named_parameters()}
         inputs = [t for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
         self.leaves |= {f"gradient of input {number}": t for number, t in enumerate(inputs)}
         self.gradients = {name: leaf.grad for name, leaf in self.leaves.items()}
