@@ -87,7 +87,9 @@ class Stage:
         values.setdefault("backward_extra", input_bytes + read_field("grad_bytes", values.get("grad_bytes", 0), where))
         stage = cls(**{name: read_field(name, value, where) for name, value in values.items()})
         if stage.rebuild > stage.forward:
-            raise ChainError(f"{where}: rebuild {stage.rebuild} is more than forward {stage.forward}; it is a part of it")
+            raise ChainError(
+                f"{where}: rebuild {stage.rebuild} is more than forward {stage.forward}; it is a part of it"
+            )
         return stage
 
 
@@ -130,7 +132,9 @@ class StorageCosts:
         where = f"format {name!r}"
         names = [f.name for f in fields(cls)]
         if not isinstance(entry, Mapping) or set(entry) != set(names):
-            raise ChainError(f"{where}: it must be an object with the fields {', '.join(names)}, one value an activation")
+            raise ChainError(
+                f"{where}: it must be an object with the fields {', '.join(names)}, one value an activation"
+            )
         values = {}
         for key in names:
             if not isinstance(entry[key], Sequence) or len(entry[key]) != length + 1:
@@ -290,6 +294,4 @@ class Chain:
 
 
 FORMAT = "revolve.chain/1"
-KNOWN = frozenset(
-    {"format", "name", "input_bytes", "input_grad", "loss_time", "loss_extra", "stages", "formats"}
-)
+KNOWN = frozenset({"format", "name", "input_bytes", "input_grad", "loss_time", "loss_extra", "stages", "formats"})

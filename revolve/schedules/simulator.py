@@ -126,9 +126,8 @@ class State:
     def require(self, fulfilled: bool, action: Action, reason: str) -> None:
         """Raise a ScheduleError that names the action unless ``fulfilled``."""
         if not fulfilled:
-            raise ScheduleError(
-                f"action {action.to_json()} at position {self.position} is not possible: {reason}", action, self.position
-            )
+            where = f"action {action.to_json()} at position {self.position}"
+            raise ScheduleError(f"{where} is not possible: {reason}", action, self.position)
 
     def retain(self, index: int) -> int:
         """Add a holder to an activation; return the bytes this newly holds."""

@@ -25,8 +25,9 @@ def locate(steps, start, count, free):
 
 @njit(cache=True, inline="never")
 def add_below(
-    pool_bytes, pool_times, i, i_end, shift_a, j, j_end, shift_b, time, floor, cap, lower_bytes, lower_times, count, out_bytes, out_times
-):
+    pool_bytes, pool_times, i, i_end, shift_a, j, j_end, shift_b, time, floor, cap,
+    lower_bytes, lower_times, count, out_bytes, out_times,
+):  # fmt: skip
     """Write those steps of time + A(m - shift_a) + B(m - shift_b), m >= floor, that lie below an envelope.
 
     A is steps i..i_end-1 of the pool, B steps j..j_end-1; the envelope is the first ``count`` entries
