@@ -9,7 +9,9 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from types import FunctionType
+from functools import partial, reduce
+from itertools import islice
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from revolve.runtime.executor import Program, Run, recomputing
 from revolve.runtime.isolation import isolated
 from revolve.runtime.measurement import find_stages, measure_stages
 from revolve.runtime.memory import free_bytes
+from revolve.runtime.reaching import referents
 from revolve.runtime.stages import StageModule, flatten
 from revolve.runtime.state import AutocastState, devices_of
 from revolve.schedules.exceptions import BudgetError
@@ -41,24 +44,22 @@ class Planned:
     ----------
     plan
         The plan.
-    names
-        Names of its stages.
+    sizes
+        How many functions each of its stages has.
     changing
         For each stage the names of the buffers it changes, None before the first run.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, sizes: Sequence[int]) -> None:
         self.plan = plan
+        self.sizes = sizes
         self.program = Program.from_plan(plan)
-        self.groups = [stage.name.split("+") for stage in plan.chain.stages]
         self.changing: list[set[str] | None] = [None] * len(plan.chain)
 
     def run(self, parts: Sequence[StageModule], input: Any) -> Any:
         """Run the functions by the plan."""
-        found = {part.name: part for part in parts}
-        stages = [
-            StageModule("+".join(group), sum((found[path].functions for path in group), ())) for group in self.groups
-        ]
+        waiting = iter(parts)
+        stages = [reduce(StageModule.join, islice(waiting, size)) for size in self.sizes]
         return Run(stages, self.program, self.changing).forward(input)
 
 
@@ -117,8 +118,7 @@ def checkpoint_sequential(
     kwargs.pop("preserve_rng_state", None)
     if kwargs:
         raise ValueError(f"unexpected keyword arguments: {', '.join(kwargs)}; preserve_rng_state is the only one")
-    children: list[Callable[[Any], Any]]
-    children = list(functions.children()) if isinstance(functions, nn.Sequential) else list(functions)
+    children = list(functions)
     if budget is None:
         segment_starts(len(children), segments)  # type: ignore[arg-type]
     elif segments is not None:
@@ -145,33 +145,37 @@ def plan_for(
         PLANS.move_to_end(key)
         return PLANS[key]
     with isolated(parts, input), recomputing():
-        chain = measure_stages(find_stages(parts, input), input, None, None, "checkpoint_sequential")
+        stages = find_stages(parts, input)
+        chain = measure_stages(stages, input, None, None, "checkpoint_sequential")
     if budget is None:
         starts = segment_starts(functions, segments)  # type: ignore[arg-type]
         names = [stage.name.split("+") for stage in chain.stages]
         limit = min(simulate(chain, schedule_from_cuts(cuts, len(chain))).peak for cuts in map_cuts(starts, names))
     else:
         limit = parse_bytes(budget, free_bytes(nn.ModuleList(m for part in parts for m in part.modules)))
-    planned = PLANS[key] = Planned(solve(chain).plan(limit))
+    planned = PLANS[key] = Planned(solve(chain).plan(limit), [len(stage.functions) for stage in stages])
     while len(PLANS) > CACHE_SIZE:
         PLANS.popitem(last=False)
     return planned
 
 
-def identity(function: Any) -> Hashable:
-    """Return what makes a function the same in the next call.
+def identity(value: Any, around: frozenset[int] = frozenset()) -> Hashable:
+    """Return what makes a function, or something that it refers to, the same in the next call.
 
-    Functions made anew for each call (closures) have equal code; a plan is right for every
-    function, so at worst it was measured with another closure.
+    Functions made anew for each call are the same if their code is and what they refer to.
     """
-    if isinstance(function, FunctionType):
-        return function.__code__
-    if hasattr(function, "__func__"):
-        return (identity(function.__func__), identity(function.__self__))
+    if id(value) in around or isinstance(value, torch.Tensor):
+        return None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (FunctionType, MethodType, partial, list, tuple)):
+        inside = around | {id(value)}
+        kind = getattr(value, "__code__", type(value))
+        return (kind, tuple(identity(referent, inside) for referent in referents(value)))
     try:
-        return weakref.ref(function)
+        return weakref.ref(value)
     except TypeError:  # no weak references to it
-        return id(type(function))
+        return id(type(value))
 
 
 def situation(parts: Sequence[StageModule], input: Any) -> Hashable:

@@ -8,6 +8,7 @@ caching allocator's own counters are read.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -130,6 +131,7 @@ def trace_allocations(device: torch.device) -> Iterator[Tracer]:
         raise MeasurementError(f"memory on {device.type!r} cannot be measured; move the model to a CPU or CUDA device")
     if torch.autograd.profiler._is_profiler_enabled:
         raise MeasurementError("memory cannot be measured while another torch profiler runs; stop that one first")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to standard error
     tracer = CpuTracer()
     collecting = gc.isenabled()
     gc.disable()

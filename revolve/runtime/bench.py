@@ -5,25 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
-from .allocations import Phase, trace_allocations
+from .allocations import Phase, Tracer
 from .exceptions import MeasurementError
 from .isolation import gradients_present
 from .saving import Packer, StopRebuild, hooked
 from .stages import StageModule
 from .state import StageState
 
-__all__ = ["Bench", "Sizes", "measure_loss", "measure_sizes", "step_clock", "time_stages"]
+__all__ = ["Bench", "Sizes", "Trial", "extra", "step_clock", "time_loss", "time_stages", "try_loss", "try_stage"]
 
 # Passes over the chain: many for short chains, whose times are noisy, few for long ones.
 FEW, SOME, MANY = 3, 5, 15
 SHORT, LONG = 0.5, 30.0  # seconds
+
+# Between two runs the executor reads the state of the CPU's generator, as a tensor of 5056 bytes.
+GENERATOR_BYTES = 5056
 
 
 class Bench:
@@ -43,22 +47,22 @@ class Bench:
         self.index = index
         self.stage = stage
         self.later = later
-        self.through = {tensor.untyped_storage()._cdata for tensor in stage.tensors()}
         first = StageState(stage, None)
-        with hooked(Packer(self, index, stage.name, self.through).record(keep=False)):
+        with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=False)):
             stage(cut(value))
         self.changing = first.finish()
-        self.kept_bytes = sum(old.untyped_storage().nbytes() for _, old in first.before)
+        self.through = stage.storages()  # after the run, since it may have replaced a buffer
+        self.kept_bytes = bytes_of([old for _, old in first.before.values()])
 
     def need(self, holder: Any) -> None:
         """Do nothing: holders are full while their backward runs."""
 
-    def run(self, value: Any, *, keep: bool) -> tuple[Any, Packer]:
-        """Run as ``forward`` or ``save``; return the output with its graph, and what was packed."""
+    def run(self, leaf: Any, *, keep: bool) -> tuple[Any, Packer]:
+        """Run as ``forward`` or ``save`` on a cut input; return the output with its graph, and what was packed."""
         with StageState(self.stage, self.changing).replayed() as temporary:
-            packer = Packer(self, self.index, self.stage.name, self.through)
-            with hooked(packer.record(keep=keep, temporary=temporary)):
-                return self.stage(cut(value)), packer
+            packer = Packer(self.index, self.stage.name, self.through)
+            with hooked(packer.record(self, keep=keep, temporary=temporary)):
+                return self.stage(leaf), packer
 
     def rebuild(self, value: Any, packer: Packer) -> None:
         """Run as ``rebuild``, into the holders of an earlier run."""
@@ -84,50 +88,82 @@ class Sizes(NamedTuple):
     residue: int
 
 
-def measure_sizes(bench: Bench, value: Any, device: torch.device) -> tuple[Sizes, Any]:
-    """Return the sizes of a stage, and its output."""
+@dataclass(frozen=True)
+class Trial:
+    """What one stage did under a trace; the phases of the trace are known when it has ended.
+
+    Attributes
+    ----------
+    output
+        The stage's output, detached.
+    saves_input, saves_output
+        As in ``Stage``.
+    output_bytes, gradient_bytes, grad_bytes, kept_bytes
+        Bytes of the output, of its gradient, of new parameter gradients, and of old values of buffers.
+    """
+
+    PHASES: ClassVar[int] = 8
+
+    output: Any
+    saves_input: bool
+    saves_output: bool
+    output_bytes: int
+    gradient_bytes: int
+    grad_bytes: int
+    kept_bytes: int
+
+    def sizes(self, phases: Sequence[Phase]) -> Sizes:
+        """Return the sizes of the stage, from its ``PHASES`` phases of the trace."""
+        _, forward, _, save, _, backward, _, rebuild = phases
+        saved_bytes = max(0, save.end - save.start - self.output_bytes)
+        fields = {
+            "output_bytes": self.output_bytes,
+            "saved_bytes": saved_bytes,
+            "saves_input": self.saves_input,
+            "saves_output": self.saves_output,
+            "forward_extra": max(GENERATOR_BYTES, extra(forward, self.output_bytes)),
+            "save_extra": max(GENERATOR_BYTES, extra(save, self.output_bytes + saved_bytes)),
+            "rebuild_extra": max(
+                GENERATOR_BYTES, extra(rebuild, saved_bytes + (self.output_bytes if self.saves_output else 0))
+            ),
+            "backward_extra": extra(backward, self.gradient_bytes),
+            "grad_bytes": self.grad_bytes,
+        }
+        return Sizes(fields, max(0, forward.end - forward.start - self.output_bytes) + self.kept_bytes)
+
+
+def try_stage(bench: Bench, value: Any, tracer: Tracer) -> Trial:
+    """Run a stage as forward, save with its backward, and rebuild, in ``Trial.PHASES`` phases of a trace."""
+    torch.clear_autocast_cache()  # the casts of parameters are made in the trace, as in a step
     with gradients_present(bench.stage, bench.later) as parameters:
         before = {id(parameter) for parameter in parameters if parameter.grad is not None}
-        with trace_allocations(device) as tracer:
-            output, _ = bench.run(value, keep=False)
-            tracer.mark()
-            following = cut(output)
-            del output
-            tracer.mark()
-            output, packer = bench.run(value, keep=True)
-            tracer.mark()
-            saved = {h.kept.tensor.untyped_storage()._cdata for h in packer.live() if h.kept is not None}
-            saves_input, saves_output = bool(saved & storage_keys(value)), bool(saved & storage_keys(output))
-            target = one_sum(output)
-            del output
-            tracer.mark()
-            if target is not None:
-                target.backward()
-            tracer.mark()
-        forward, _, save, _, backward = tracer.phases
-        fresh = [p.grad for p in parameters if p.grad is not None and id(p) not in before]
-        grad_bytes = sum(gradient.untyped_storage().nbytes() for gradient in fresh)
-        del target, fresh
-    output_bytes = bytes_of(following)
-    gradient_bytes = bytes_of([t for t in tensors_of(following) if t.requires_grad])
-    saved_bytes = max(0, save.end - save.start - output_bytes)
-    _graph, packer = bench.run(value, keep=False)
-    with trace_allocations(device) as tracer:
-        bench.rebuild(value, packer)
         tracer.mark()
-    rebuild = tracer.phases[0]
-    fields = {
-        "output_bytes": output_bytes,
-        "saved_bytes": saved_bytes,
-        "saves_input": saves_input,
-        "saves_output": saves_output,
-        "forward_extra": extra(forward, output_bytes),
-        "save_extra": extra(save, output_bytes + saved_bytes),
-        "rebuild_extra": extra(rebuild, saved_bytes + (output_bytes if saves_output else 0)),
-        "backward_extra": extra(backward, gradient_bytes),
-        "grad_bytes": grad_bytes,
-    }
-    return Sizes(fields, max(0, forward.end - output_bytes) + bench.kept_bytes), following
+        output, _ = bench.run(cut(value), keep=False)
+        tracer.mark()
+        following = cut(output)
+        del output
+        tracer.mark()
+        leaf = cut(value)
+        output, packer = bench.run(leaf, keep=True)
+        tracer.mark()
+        saved = storage_keys([holder.kept.tensor for holder in packer.live() if holder.kept is not None])
+        saves_input, saves_output = bool(saved & storage_keys(value)), bool(saved & storage_keys(output))
+        target = one_sum(output)
+        del output
+        tracer.mark()
+        if target is not None:
+            reverse([target], [torch.ones_like(target)], leaf, parameters)
+        tracer.mark()
+        fresh = [p.grad for p in parameters if p.grad is not None and id(p) not in before]
+        grad_bytes = bytes_of(fresh)
+        del target, fresh, leaf
+    _graph, packer = bench.run(cut(value), keep=False)
+    tracer.mark()
+    bench.rebuild(value, packer)
+    tracer.mark()
+    gradient_bytes = bytes_of([t for t in tensors_of(following) if t.requires_grad])
+    output_bytes = bytes_of(following)
+    return Trial(following, saves_input, saves_output, output_bytes, gradient_bytes, grad_bytes, bench.kept_bytes)
 
 
 def extra(phase: Phase, left: int) -> int:
@@ -141,10 +177,23 @@ def one_sum(output: Any) -> torch.Tensor | None:
     return None if not parts else parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
+def reverse(
+    roots: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], leaf: Any, parameters: Sequence[torch.Tensor]
+) -> None:
+    """Run a stage's backward; nothing but its input and its parameters gets a gradient."""
+    inputs = [t for t in (*tensors_of(leaf), *parameters) if t.requires_grad]
+    if roots and inputs:
+        torch.autograd.backward(roots, gradients, inputs=inputs)
+
+
 def step_clock(device: torch.device) -> float:
-    """Return seconds: CPU time for the CPU, else wall time once the device is idle."""
+    """Return seconds: CPU time of this thread for the CPU, else wall time once the device is idle.
+
+    This thread does its share of every parallel loop and waits for the others at its end. The time of the
+    whole process would also count how long idle worker threads spin.
+    """
     if device.type == "cpu":
-        return time.process_time()
+        return time.thread_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
@@ -170,41 +219,49 @@ def time_stages(benches: Sequence[Bench], sample: Any, device: torch.device) -> 
 
 def time_stage(bench: Bench, value: Any, device: torch.device) -> tuple[tuple[float, float, float], Any]:
     """Return seconds of one forward, rebuild and backward of a stage, and its output."""
-    with gradients_present(bench.stage, bench.later):
+    with gradients_present(bench.stage, bench.later) as parameters:
+        leaf = cut(value)
         start = step_clock(device)
-        output, packer = bench.run(value, keep=True)
+        output, packer = bench.run(leaf, keep=True)
         forward = step_clock(device) - start
         following = cut(output)
         roots = [t for t in tensors_of(output) if t.requires_grad]
         gradients = [torch.ones_like(t) for t in roots]
         del output
         start = step_clock(device)
-        if roots:
-            torch.autograd.backward(roots, gradients)
+        reverse(roots, gradients, leaf, parameters)
         backward = step_clock(device) - start
-        del roots, gradients, packer
-    _graph, packer = bench.run(value, keep=False)
+        del roots, gradients, packer, leaf
+    _graph, packer = bench.run(cut(value), keep=False)
     start = step_clock(device)
     bench.rebuild(value, packer)
     return (forward, step_clock(device) - start, backward), following
 
 
-def measure_loss(loss: Callable[[Any], torch.Tensor], output: Any, device: torch.device) -> tuple[float, int, int]:
-    """Return seconds, transient bytes and remaining bytes of the loss, forward and backward."""
+def run_loss(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
+    """Run a loss and its backward; return the loss."""
+    result = loss(output)
+    if not isinstance(result, torch.Tensor) or result.numel() != 1 or not result.requires_grad:
+        raise MeasurementError(f"the loss must return a scalar tensor that requires a gradient, not {result!r}")
+    result.backward()
+    return result
+
+
+def try_loss(loss: Callable[[Any], torch.Tensor], output: Any, tracer: Tracer) -> int:
+    """Run the loss in one phase of a trace, after a phase for what lies before; return the gradient's bytes."""
+    leaf = cut(output)
+    tracer.mark()
+    _result = run_loss(loss, leaf)
+    tracer.mark()
+    return bytes_of([t for t in tensors_of(output) if t.requires_grad])
+
+
+def time_loss(loss: Callable[[Any], torch.Tensor], output: Any, device: torch.device) -> float:
+    """Return median seconds of the loss, forward and backward."""
     times = []
     for _ in range(SOME):
         leaf = cut(output)
         start = step_clock(device)
-        result = loss(leaf)
-        if not isinstance(result, torch.Tensor) or result.numel() != 1 or not result.requires_grad:
-            raise MeasurementError(f"the loss must return a scalar tensor that requires a gradient, not {result!r}")
-        result.backward()
+        run_loss(loss, leaf)
         times.append(step_clock(device) - start)
-    leaf = cut(output)
-    with trace_allocations(device) as tracer:
-        result = loss(leaf)
-        result.backward()
-        tracer.mark()
-    phase = tracer.phases[0]
-    gradient = bytes_of([t for t in tensors_of(output) if t.requires_grad])
-    return median(times), extra(phase, gradient), max(0, phase.end - gradient)
+    return median(times)

@@ -114,8 +114,8 @@ class Run:
         self.stages = stages
         self.program = program
         self.changing = changing
-        through = {tensor.untyped_storage()._cdata for stage in stages for tensor in stage.tensors()}
-        self.packers = [Packer(self, index, stage.name, through) for index, stage in enumerate(stages)]
+        through = {key: storage for stage in stages for key, storage in stage.storages().items()}
+        self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.snapshots: dict[int, DenseSnapshot] = {}
         self.position = 0
@@ -149,7 +149,7 @@ class Run:
         state = StageState(stage, self.changing[index])
         self.states.append(state)
         versions = versions_of(value)
-        with hooked(self.packers[index].record(keep=keep)):
+        with hooked(self.packers[index].record(self, keep=keep)):
             output = stage(value)
         if versions_of(value) != versions:
             raise RecomputeError(
@@ -183,6 +183,14 @@ class Run:
         self.restarted = True
 
     def advance(self, stage: int) -> None:
+        """Perform actions up to the backward of a stage; after a failure the schedule begins anew [5]."""
+        try:
+            self.perform(stage)
+        except BaseException:
+            self.restart()
+            raise
+
+    def perform(self, stage: int) -> None:
         """Perform actions up to the backward of a stage."""
         actions = self.program.sweep + self.program.rest if self.restarted else self.program.rest
         cursor: Any = None

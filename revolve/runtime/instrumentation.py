@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from .exceptions import ModelError, PlanMismatch
 from .executor import Program, Run
 from .measurement import measure
 from .memory import free_bytes
-from .stages import StageModule, check_sequential, match_stages
+from .stages import check_sequential, match_stages
 
 __all__ = ["Runner", "checkpointed", "plan_of", "restore"]
 
@@ -37,25 +37,24 @@ class Runner:
     ----------
     children
         The model's own table of children.
-    stages
-        Its stages.
     plan
         The plan to execute.
     """
 
-    def __init__(self, children: Mapping[str, nn.Module | None], stages: Sequence[StageModule], plan: Plan) -> None:
+    def __init__(self, children: Mapping[str, nn.Module | None], plan: Plan) -> None:
         self.children = children
-        self.stages = stages
         self.plan = plan
         self.program = Program.from_plan(plan)
-        self.changing: list[set[str] | None] = [None] * len(stages)
+        self.names = [stage.name for stage in plan.chain.stages]
+        self.changing: list[set[str] | None] = [None] * len(self.names)
 
     @torch.compiler.disable
     def __call__(self, input: Any) -> Any:
         """Run the model: by the plan in training, untouched in eval mode and under no_grad."""
         children = [child for child in self.children.values() if child is not None]
         if torch.is_grad_enabled() and any(child.training for child in children):
-            return Run(self.stages, self.program, self.changing).forward(input)
+            stages = match_stages(self.children, self.names)  # anew, since modules may have been replaced
+            return Run(stages, self.program, self.changing).forward(input)
         for child in children:
             input = child(input)
         return input
@@ -111,11 +110,11 @@ def checkpointed(
         raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample= and budget=, not both")
     if not isinstance(plan, Plan):
         raise PlanMismatch(f"the plan is a {type(plan).__name__}; pass a revolve.Plan (Plan.load(path) reads a file)")
-    stages = match_stages(sequential, [stage.name for stage in plan.chain.stages])
+    match_stages(sequential._modules, [stage.name for stage in plan.chain.stages])
     present = model.__dict__.get("forward")
     if present is not None and not isinstance(present, Runner):
         raise ModelError("the model's forward has been replaced on the instance by something else; undo that first")
-    runner = None if plan.plain else Runner(sequential._modules, stages, plan)
+    runner = None if plan.plain else Runner(sequential._modules, plan)
     restore(model)
     if runner is None:
         PLAIN_PLANS[model] = plan

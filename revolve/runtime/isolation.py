@@ -24,8 +24,8 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
     """Let stages run on aliases of their parameters and on copies of their buffers.
 
     The aliases share the parameters' memory but have no hooks and gradients of their own. When the
-    block ends, also by an error, parameters, gradients, hooks, buffers and random number generators are
-    those of before.
+    block ends, also by an error, parameters, gradients, hooks, buffers, the modules' other attributes and
+    random number generators are those of before.
 
     Parameters
     ----------
@@ -39,6 +39,9 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
     modules = dict.fromkeys(module for stage in stages for module in stage.modules)
     with ExitStack() as stack:
         stack.callback(random.write, random.read())
+        for module in modules:
+            stack.callback(restore_table, module.__dict__, dict(module.__dict__))
+            stack.callback(restore_table, module._buffers, dict(module._buffers))
         aliases: dict[int, nn.Parameter] = {}
         for module in modules:
             for name, parameter in list(module._parameters.items()):
@@ -53,6 +56,9 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
                     stack.callback(setattr, module, name, parameter)
                     setattr(module, name, alias)
                     alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
+        for tensor in dict.fromkeys(t for stage in stages for t in stage.loose if t.is_leaf and t.requires_grad):
+            stack.callback(setattr, tensor, "grad", tensor.grad)
+            tensor.grad = None
         buffers = dict.fromkeys(
             buffer for module in modules for buffer in module._buffers.values() if buffer is not None
         )
@@ -60,6 +66,12 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
             stack.callback(setattr, buffer, "data", buffer.data)
             buffer.data = buffer.data.clone()
         yield
+
+
+def restore_table(table: dict[str, Any], values: dict[str, Any]) -> None:
+    """Put back what a table held."""
+    table.clear()
+    table.update(values)
 
 
 @contextmanager
@@ -70,7 +82,7 @@ def gradients_present(stage: StageModule, later: Sequence[StageModule]) -> Itera
     the stage's parameters that require a gradient; their gradients are gone when the block ends.
     """
     shared = {id(tensor) for other in later for tensor in other.tensors()}
-    parameters = [t for t in dict.fromkeys(stage.tensors()) if isinstance(t, nn.Parameter) and t.requires_grad]
+    parameters = [t for t in dict.fromkeys(stage.tensors()) if t.is_leaf and t.requires_grad]
     for parameter in parameters:
         if getattr(parameter, "existing", False) or id(parameter) in shared:
             parameter.grad = torch.zeros_like(parameter)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map_only
 from revolve.schedules.chain import Chain, Stage
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of, versions_of
 
-from .bench import Bench, Sizes, measure_loss, measure_sizes, time_stages
+from .allocations import trace_allocations
+from .bench import Bench, Trial, extra, time_loss, time_stages, try_loss, try_stage
 from .exceptions import MeasurementError
 from .executor import recomputing
 from .isolation import isolated
@@ -28,13 +29,14 @@ __all__ = ["default_loss", "find_stages", "measure", "measure_stages", "running"
 
 Progress = Callable[[int, int, str], None]
 
-# The executor reads the CPU generator's state (5056 bytes) as a tensor, twice at most at a time.
-GENERATOR_BYTES = 2 * 5120
+# ``backward()`` holds the gradient of the loss, a scalar, to the end, and the caller may hold scalars of
+# his own; allocators round a scalar up to 512 bytes at most.
+ROOT_BYTES = 1024
 
 
 def default_loss(output: Any) -> torch.Tensor:
     """Return half the mean square of the output: a loss whose gradient is neither constant nor zero."""
-    parts = [t for t in tensors_of(output) if t.is_floating_point() and t.requires_grad]
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_of(output) if t.requires_grad]
     return sum((0.5 * part.square().mean() for part in parts), start=torch.zeros(()))
 
 
@@ -151,25 +153,35 @@ def measure_stages(
     device = (*devices_of([*tensors_of(sample), *(t for s in stages for t in s.tensors())]), torch.device("cpu"))[0]
     value = cut(sample)
     benches: list[Bench] = []
-    sizes: list[Sizes] = []
-    for index, stage in enumerate(stages):
-        if progress:
-            progress(index, len(stages) + 1, stage.name)
-        with running(stage, value), torch.enable_grad():
-            benches.append(Bench(index, stage, stages[index + 1 :], value))
-            found, value = measure_sizes(benches[-1], value, device)
-            sizes.append(found)
-    loss_time, loss_extra, left = 0.0, 0, 0
-    if loss is not None:
-        with running(StageModule("loss", (loss,)), value), torch.enable_grad():
-            loss_time, loss_extra, left = measure_loss(loss, value, device)
+    trials: list[Trial] = []
+    gradient = 0
+    with trace_allocations(device) as tracer:
+        for index, stage in enumerate(stages):
+            if progress:
+                progress(index, len(stages) + 1, stage.name)
+            with running(stage, value), torch.enable_grad():
+                benches.append(Bench(index, stage, stages[index + 1 :], value))
+                trials.append(try_stage(benches[-1], value, tracer))
+            value = trials[-1].output
+        if loss is not None:
+            with running(StageModule("loss", (loss,)), value), torch.enable_grad():
+                gradient = try_loss(loss, value, tracer)
+    torch.clear_autocast_cache()
+    count = Trial.PHASES
+    sizes = [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
+    own_output(sizes[-1].fields)
+    reserve = ROOT_BYTES + sum(found.residue for found in sizes)
+    loss_time, loss_extra = 0.0, 0
     if progress:
         progress(len(stages), len(stages) + 1, "times")
     with running(StageModule("timing", ()), sample), torch.enable_grad():
         times = time_stages(benches, sample, device)
+        if loss is not None:
+            phase = tracer.phases[-1]
+            loss_time, loss_extra = time_loss(loss, value, device), extra(phase, gradient)
+            reserve += max(0, phase.end - phase.start - gradient)
     if progress:
         progress(len(stages) + 1, len(stages) + 1, "")
-    reserve = left + sum(found.residue for found in sizes) + GENERATOR_BYTES
     return Chain(
         tuple(
             add_reserve(Stage(stage.name, *time, **found.fields), reserve)
@@ -181,6 +193,13 @@ def measure_stages(
         loss_extra + reserve,
         name=name,
     )
+
+
+def own_output(fields: dict[str, Any]) -> None:
+    """Let a rebuild of the last stage pay for its output: the caller holds that of the first run."""
+    if fields["saves_output"]:
+        extra_bytes = max(fields["rebuild_extra"], fields["backward_extra"])
+        fields["rebuild_extra"] = fields["output_bytes"] + extra_bytes
 
 
 def add_reserve(stage: Stage, reserve: int) -> Stage:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+
+from revolve.storage.boundary import storages_of
 
 from .exceptions import RecomputeError
 
@@ -85,6 +87,11 @@ def unpack(packed: Kept | Holder) -> torch.Tensor:
     return packed.kept.get()
 
 
+def key_of(tensor: torch.Tensor) -> int:
+    """Return the identity of a tensor's storage; of its values' where it is sparse."""
+    return storages_of(tensor)[-1]._cdata
+
+
 @contextmanager
 def hooked(pack: Callable[[torch.Tensor], Any]) -> Iterator[None]:
     """Run with ``pack`` deciding what autograd keeps."""
@@ -97,16 +104,14 @@ class Packer:
 
     Parameters
     ----------
-    owner
-        Who fills the holders.
     stage, name
         Index and name of the stage.
     through
-        Identities of storages that are never kept: parameters and buffers.
+        Storages that are never kept, by identity: parameters and buffers. Held, so that no other
+        storage takes over an identity.
     """
 
-    def __init__(self, owner: Owner, stage: int, name: str, through: Container[int]) -> None:
-        self.owner = owner
+    def __init__(self, stage: int, name: str, through: Mapping[int, torch.UntypedStorage]) -> None:
         self.stage = stage
         self.name = name
         self.through = through
@@ -122,14 +127,24 @@ class Packer:
         for holder in self.live():
             holder.kept = None
 
-    def record(self, *, keep: bool, temporary: Container[int] = ()) -> Callable[[torch.Tensor], Any]:
-        """Return the pack hook of the first run; see :meth:`refill` for ``temporary``."""
+    def record(self, owner: Owner, *, keep: bool, temporary: Container[int] = ()) -> Callable[[torch.Tensor], Any]:
+        """Return the pack hook of the first run.
+
+        Parameters
+        ----------
+        owner
+            Who fills the holders; the packer does not refer to it.
+        keep
+            Whether holders are filled at once.
+        temporary
+            As in :meth:`refill`.
+        """
 
         def pack(tensor: torch.Tensor) -> Kept | Holder:
-            key = tensor.untyped_storage()._cdata
+            key = key_of(tensor)
             if key in self.through or key in temporary:
                 return Kept(tensor)
-            holder = Holder(self.owner, self.stage)
+            holder = Holder(owner, self.stage)
             if keep:
                 holder.kept = Kept(tensor)
             self.holders.append(weakref.ref(holder))
@@ -159,7 +174,7 @@ class Packer:
 
         def pack(tensor: torch.Tensor) -> None:
             nonlocal seen
-            key = tensor.untyped_storage()._cdata
+            key = key_of(tensor)
             if key in self.through or key in temporary:
                 return
             index = seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,15 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from revolve.storage.boundary import storages_of
+
 from .exceptions import ModelError, PlanMismatch
+from .reaching import reach
 
 __all__ = ["StageModule", "check_sequential", "flatten", "match_stages"]
 
-HOOKS = (
+# Attributes that let a container do something besides running its children: hooks, a forward of its own.
+SPECIAL = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "forward",
 )
 
 
@@ -50,15 +55,26 @@ class StageModule:
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """Every module of the stage, each once."""
-        roots = [function for function in self.functions if isinstance(function, nn.Module)]
+        roots = [root for function in self.functions for root in reach(function) if isinstance(root, nn.Module)]
         return tuple(dict.fromkeys(module for root in roots for module in root.modules()))
 
+    @cached_property
+    def loose(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that functions of the stage use outside of modules."""
+        found = [value for function in self.functions for value in reach(function)]
+        return tuple(value for value in found if isinstance(value, torch.Tensor))
+
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield parameters and buffers."""
+        """Yield parameters, buffers and loose tensors."""
         for module in self.modules:
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     yield tensor
+        yield from self.loose
+
+    def storages(self) -> dict[int, torch.UntypedStorage]:
+        """Return the storages of parameters and buffers by their identity."""
+        return {storage._cdata: storage for tensor in self.tensors() for storage in storages_of(tensor)}
 
 
 def check_sequential(model: Any) -> nn.Sequential:
@@ -85,7 +101,8 @@ def flatten(
 ) -> list[StageModule]:
     """Return one stage a function, nested nn.Sequential containers flattened.
 
-    A nested container that is a subclass, has hooks, or is named in ``whole`` stays one stage.
+    A nested container that is a subclass, has hooks or a forward of its own, or is named in ``whole``
+    stays one stage.
 
     Parameters
     ----------
@@ -96,8 +113,8 @@ def flatten(
     """
     stages: list[StageModule] = []
     for path, function in functions:
-        hooked = any(getattr(function, hooks, None) for hooks in HOOKS)
-        if type(function) is nn.Sequential and len(function) and not hooked and path not in whole:
+        special = any(getattr(function, "__dict__", {}).get(name) for name in SPECIAL)
+        if type(function) is nn.Sequential and len(function) and not special and path not in whole:
             nested = [(f"{path}.{name}", child) for name, child in function._modules.items() if child is not None]
             stages += flatten(nested, whole)
         else:
@@ -105,25 +122,32 @@ def flatten(
     return stages
 
 
-def match_stages(model: nn.Sequential, names: Sequence[str]) -> list[StageModule]:
-    """Find the stages of a plan in a model by their names.
+def match_stages(children: Mapping[str, nn.Module | None], names: Sequence[str]) -> list[StageModule]:
+    """Find the stages of a plan in a model's table of children by their names.
 
     Raises
     ------
     PlanMismatch
         If the model has other children than the names say.
     """
-    paths = [name.split("+") for name in names]
-    wanted = [path for group in paths for path in group]
-    found = {stage.name: stage for stage in flatten(list(model._modules.items()), frozenset(wanted))}
-    if list(found) != wanted:
-        different = next((a for a, b in zip(wanted, found, strict=False) if a != b), None)
-        reason = f"its stage part {different!r} is not there" if different else "it has more or fewer stages"
+    whole = frozenset(names) | {path for name in names for path in name.split("+")}
+    parts = flatten([(name, child) for name, child in children.items() if child is not None], whole)
+    waiting = parts[::-1]
+    stages: list[StageModule] = []
+    for name in names:
+        stage = waiting.pop() if waiting else None
+        while stage and waiting and name.startswith(f"{stage.name}+"):
+            stage = stage.join(waiting.pop())
+        if stage is None or stage.name != name:
+            found = f"{stage.name!r} stands" if stage else "nothing stands"
+            raise PlanMismatch(
+                f"the plan was made for another model: where it has stage {name!r}, {found} in this model "
+                f"({len(parts)} parts); measure and solve this model again"
+            )
+        stages.append(stage)
+    if waiting:
         raise PlanMismatch(
-            f"the plan was made for another model ({len(wanted)} parts in {len(names)} stages, this model has "
-            f"{len(found)}): {reason}; measure and solve this model again"
+            f"the plan was made for another model: it has nothing for {waiting[-1].name!r} of this model "
+            f"({len(parts)} parts); measure and solve this model again"
         )
-    return [
-        StageModule(name, sum((found[path].functions for path in group), ()))
-        for name, group in zip(names, paths, strict=True)
-    ]
+    return stages

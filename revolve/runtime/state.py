@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from revolve.storage.boundary import storage_keys, versions_of
+
 from .exceptions import RecomputeError
 from .stages import StageModule
 
-__all__ = ["AutocastState", "RandomState", "StageState", "devices_of", "kept_buffers", "norm_statistics"]
+__all__ = ["AutocastState", "RandomState", "StageState", "devices_of", "norm_statistics"]
 
 RandomBytes = tuple[bytes, ...]
 
@@ -76,14 +79,42 @@ def norm_statistics(stage: StageModule) -> list[torch.Tensor]:
     ]
 
 
-def kept_buffers(stage: StageModule) -> list[tuple[str, torch.Tensor]]:
-    """Return the other buffers of the stage, with their names: a stage may read what it changes."""
+@dataclass(frozen=True)
+class Entry:
+    """A parameter or buffer as the first run found it.
+
+    Attributes
+    ----------
+    name
+        For people.
+    table, key
+        Where its module keeps it.
+    tensor
+        The tensor; None where there was none.
+    version
+        Its version counter.
+    """
+
+    name: str
+    table: dict[str, Any]
+    key: str
+    tensor: torch.Tensor | None
+    version: tuple[int, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is another tensor now, or it was changed in place."""
+        return self.table.get(self.key) is not self.tensor or versions_of(self.tensor) != self.version
+
+
+def entries_of(stage: StageModule, *, buffers: bool) -> list[Entry]:
+    """Return the parameters of the stage, or its buffers but for those of norms: a stage may read what it changes."""
     return [
-        (f"{name} of module {number} ({type(module).__name__})", buffer)
+        Entry(f"{key} of module {number} ({type(module).__name__})", table, key, tensor, versions_of(tensor))
         for number, module in enumerate(stage.modules)
-        if not isinstance(module, nn.modules.batchnorm._NormBase)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        if not (buffers and isinstance(module, nn.modules.batchnorm._NormBase))
+        for table in (module._buffers if buffers else module._parameters,)
+        for key, tensor in table.items()
     ]
 
 
@@ -97,22 +128,26 @@ class StageState:
     changing
         Names of the buffers that the stage is known to change, found by :meth:`finish`; the set is
         shared by all runs of a model. None before the first run: then every buffer is compared.
+
+    Attributes
+    ----------
+    before
+        Names of the buffers that the stage changes (may change, until :meth:`finish`), each with the
+        buffer and a copy of its old value.
     """
 
     def __init__(self, stage: StageModule, changing: set[str] | None) -> None:
         self.stage = stage
         self.training = tuple(module.training for module in stage.modules)
         self.random: RandomBytes | None = None
-        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.changing = changing
-        self.names: list[str] = []
-        self.versions: list[tuple[str, torch.Tensor, int]] = []
-        for name, buffer in kept_buffers(stage):
-            if changing is None or name in changing:
-                self.names.append(name)
-                self.before.append((buffer, buffer.detach().clone()))
-            else:
-                self.versions.append((name, buffer, buffer._version))
+        self.parameters = entries_of(stage, buffers=False)
+        self.buffers = entries_of(stage, buffers=True)
+        self.before = {
+            entry.name: (entry.tensor, entry.tensor.detach().clone())
+            for entry in self.buffers
+            if entry.tensor is not None and (changing is None or entry.name in changing)
+        }
 
     def finish(self) -> set[str]:
         """Compare buffers after the first run; keep old values of those that changed.
@@ -128,43 +163,66 @@ class StageState:
             If a buffer changed that earlier runs did not change, so its old value is lost.
         """
         if self.changing is None:
-            pairs = [
-                (name, pair) for name, pair in zip(self.names, self.before, strict=True) if not same(pair[0], pair[1])
-            ]
-            self.names, self.before = [name for name, _ in pairs], [pair for _, pair in pairs]
-            self.changing = set(self.names)
-        for name, buffer, version in self.versions:
-            if buffer._version != version:
+            self.changing = {entry.name for entry in self.buffers if self.differs(entry)}
+        for entry in self.buffers:
+            if entry.name not in self.changing and entry.changed:
                 raise RecomputeError(
-                    f"stage {self.stage.name!r} changed its buffer {name}, which it had left alone in earlier steps; "
-                    "call revolve.checkpointed again on the model before this step"
+                    f"stage {self.stage.name!r} changed its buffer {entry.name}, which it had left alone in earlier "
+                    "steps; call revolve.checkpointed again on the model before this step"
                 )
-        self.versions = []
+        self.before = {name: pair for name, pair in self.before.items() if name in self.changing}
         return self.changing
+
+    def differs(self, entry: Entry) -> bool:
+        """Whether a buffer was replaced by another tensor, or changed by content."""
+        if entry.table.get(entry.key) is not entry.tensor:
+            return True
+        return entry.tensor is not None and not same(*self.before[entry.name])
 
     @contextmanager
     def replayed(self) -> Iterator[set[int]]:
-        """Let buffers and training flags be those of the first run; yield the temporary storages."""
+        """Let buffers and training flags be those of the first run; yield the temporary storages.
+
+        Raises
+        ------
+        RecomputeError
+            If a parameter, or a buffer that the stage does not change, was changed in place since.
+        """
+        changing = self.changing or set()
+        for entry in (*self.parameters, *(entry for entry in self.buffers if entry.name not in changing)):
+            if versions_of(entry.tensor) != entry.version:
+                raise RecomputeError(
+                    f"stage {self.stage.name!r} cannot be run again: {entry.name} has been changed in place since the "
+                    "forward pass; change parameters and buffers (optimizer.step()) after backward"
+                )
+        replaced = [e for e in (*self.parameters, *self.buffers) if e.table.get(e.key) is not e.tensor]
+        present = [(entry.table, entry.key, entry.table.get(entry.key)) for entry in replaced]
         swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
         flags = [(m, m.training) for m, was in zip(self.stage.modules, self.training, strict=True) if m.training != was]
         try:
             for module, flag in flags:
                 module.training = not flag
-            old = [*((b, b) for b in norm_statistics(self.stage)), *self.before]
+            for entry in replaced:
+                entry.table[entry.key] = entry.tensor
+            old = [*((b, b) for b in norm_statistics(self.stage)), *self.before.values()]
             for buffer, value in old:
                 swapped.append((buffer, buffer.data))
                 buffer.data = value.detach().clone()
-            yield {buffer.untyped_storage()._cdata for buffer, _ in swapped}
+            yield storage_keys([buffer for buffer, _ in swapped])
         finally:
             for buffer, data in reversed(swapped):
                 buffer.data = data
+            for table, key, tensor in present:
+                table[key] = tensor
             for module, flag in flags:
                 module.training = flag
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal bit for bit."""
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_sparse != b.is_sparse:
         return False
+    if a.is_sparse:
+        return same(a._indices(), b._indices()) and same(a._values(), b._values())
     plain_a, plain_b = (t.detach().contiguous().cpu().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(plain_a, plain_b)

@@ -18,9 +18,10 @@ from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
 from .instrumentation import checkpointed, plan_of, restore
+from .isolation import isolated
 from .measurement import default_loss, running
 from .memory import device_of
-from .stages import StageModule, check_sequential
+from .stages import StageModule, check_sequential, flatten
 from .state import RandomState, devices_of, same
 
 __all__ = ["Report", "verify"]
@@ -95,7 +96,7 @@ def verify(
     ----------
     model
         A model that :func:`checkpointed` has been called on. Its parameters, gradients, buffers and
-        random numbers are as before afterwards; nothing is learned.
+        random numbers are as before afterwards; nothing is learned, and no hook of a parameter fires.
     sample
         The input.
     loss
@@ -121,10 +122,11 @@ def verify(
         raise ModelError("the model has no plan; call revolve.checkpointed(model, plan) before revolve.verify")
     if not model.training:
         raise ModelError("the model is in eval mode, where it runs untouched; call model.train() first")
-    trial = Trial(model, sample, loss or default_loss)
     times: dict[bool, list[float]] = {False: [], True: []}
+    stages = flatten(list(model._modules.items()))
     try:
-        with running(StageModule("step", ()), sample), trial.preserved():
+        with running(StageModule("step", ()), sample), isolated(stages, sample), input_gradients_kept(sample):
+            trial = Trial(model, sample, loss or default_loss)
             for planned in (False, True):
                 trial.use(plan if planned else None)
                 trial.step()  # warm up: first-use allocations are not the step's
@@ -160,6 +162,17 @@ def verify(
     )
 
 
+@contextmanager
+def input_gradients_kept(sample: Any) -> Iterator[None]:
+    """Put the gradients of the input back at the end."""
+    leaves = [(t, t.grad) for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
+    try:
+        yield
+    finally:
+        for leaf, gradient in leaves:
+            leaf.grad = gradient
+
+
 def equal(a: torch.Tensor | bytes | None, b: torch.Tensor | bytes | None) -> bool:
     """Whether two results are equal bit for bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -181,21 +194,13 @@ class Trial:
         self.leaves: dict[str, torch.Tensor] = {f"gradient of {name}": p for name, p in model.named_parameters()}
         inputs = [t for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
         self.leaves |= {f"gradient of input {number}": t for number, t in enumerate(inputs)}
-        self.gradients = {name: leaf.grad for name, leaf in self.leaves.items()}
+        self.present = {
+            name for name, leaf in self.leaves.items() if leaf.grad is not None or getattr(leaf, "existing", False)
+        }
 
     def use(self, plan: Plan | None) -> None:
         """Put the plan on the model, or take it off."""
         restore(self.model) if plan is None else checkpointed(self.model, plan)
-
-    @contextmanager
-    def preserved(self) -> Iterator[None]:
-        """Put everything back at the end."""
-        try:
-            yield
-        finally:
-            self.reset()
-            for name, leaf in self.leaves.items():
-                leaf.grad = self.gradients[name]
 
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
@@ -204,8 +209,7 @@ class Trial:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
         for name, leaf in self.leaves.items():
-            present = self.gradients[name]
-            leaf.grad = None if present is None else torch.zeros_like(present)
+            leaf.grad = torch.zeros_like(leaf) if name in self.present else None
 
     def step(self) -> tuple[Any, torch.Tensor]:
         """Run one step from the starting state; return output and loss."""

@@ -104,7 +104,7 @@ def solve(chain: Chain, formats: Any = ("dense",), tolerance: float = 0.0) -> Fr
 
     References
     ----------
-    The recurrence is in ``kernels/recurrence.py``. It extends the persistent dynamic program of
+    The recurrence is in ``kernels/frontier.py``. It extends the persistent dynamic program of
     Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova: Optimal checkpointing for heterogeneous chains
     (2019), arXiv:1911.13214, by exact transient peaks, early stop and drop-before-use.
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from .actions import Action, Backward, Drop, Forward, Load, Loss, Rebuild, Save, Store
 from .chain import Chain, nanoseconds
 from .exceptions import BudgetError, ChainError
-from .kernels.recurrence import E, P, Q, candidate
-from .kernels.tables import choose, fill_tables
+from .kernels.frontier import E, P, Q, candidate, choose, fill_tables
 from .plans import plain_schedule
 from .simulator import simulate
 
@@ -75,7 +74,7 @@ def solve_tables(chain: Chain, formats: Any, tolerance: float) -> Tables:
 
 
 def describe_chain(chain: Chain, formats: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the chain as the arrays that the kernels read (see ``kernels.recurrence.candidate``)."""
+    """Return the chain as the arrays that the kernels read (see ``kernels.frontier.candidate``)."""
     length = len(chain)
     stages = chain.stages
     sizes = np.zeros((9, length + 1), np.int64)
@@ -136,7 +135,9 @@ def generate_optimal(tables: Tables, free: int) -> Iterator[Action]:
             todo.append((first, a_s, a_t, free - a_shift, True))
         elif index == 1:
             yield Save(s)
-            todo += [Backward(s), (first, a_s, a_t, free - a_shift, False)]
+            todo.append(Backward(s))
+            if first >= 0:
+                todo.append((first, a_s, a_t, free - a_shift, False))
         elif s == tables.length:
             yield Loss()
         else:

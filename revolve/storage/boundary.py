@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["bytes_of", "cut", "storage_keys", "tensors_of", "versions_of"]
+__all__ = ["bytes_of", "cut", "storage_keys", "storages_of", "tensors_of", "versions_of"]
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
@@ -22,14 +22,20 @@ def cut(value: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
 
 
+def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    """Return the storages of a tensor: one, or those of a sparse tensor's indices and values."""
+    parts = [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]
+    return [part.untyped_storage() for part in parts]
+
+
 def storage_keys(value: Any) -> set[int]:
     """Return the identities of the storages of a boundary; valid while they live."""
-    return {tensor.untyped_storage()._cdata for tensor in tensors_of(value)}
+    return {storage._cdata for tensor in tensors_of(value) for storage in storages_of(tensor)}
 
 
 def bytes_of(value: Any) -> int:
     """Return the bytes of a boundary, each storage once."""
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_of(value)}.values())
+    return sum({s._cdata: s.nbytes() for tensor in tensors_of(value) for s in storages_of(tensor)}.values())
 
 
 def versions_of(value: Any) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Numba kernels of the solver: arrays and scalars in, arrays out, no checks."""

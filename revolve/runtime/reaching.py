@@ -1,0 +1,71 @@
+"""The modules and tensors that a plain function uses, as far as they can be seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["reach", "referents"]
+
+
+def reach(function: Callable[..., Any]) -> Iterator[nn.Module | torch.Tensor]:
+    """Yield the modules and tensors that a function refers to, each once; a module is not looked into.
+
+    Seen are closures, default arguments, bound and partial arguments, attributes of callable objects,
+    and the modules and tensors among the global names that the function mentions.
+    """
+    seen: set[int] = set()
+    waiting: list[Any] = [function]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, (nn.Module, torch.Tensor)):
+            yield value
+        else:
+            waiting.extend(referents(value))
+
+
+def referents(value: Any) -> Iterable[Any]:
+    """Return what a function, a container or a callable object refers to directly."""
+    if isinstance(value, FunctionType):
+        return [
+            *cells_of(value),
+            *(value.__defaults__ or ()),
+            *(value.__kwdefaults__ or {}).values(),
+            *globals_of(value),
+        ]
+    if isinstance(value, MethodType):
+        return (value.__func__, value.__self__)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if callable(value) and not isinstance(value, type):
+        return getattr(value, "__dict__", {}).values()
+    return ()
+
+
+def cells_of(function: FunctionType) -> Iterator[Any]:
+    """Yield what the closure of a function holds."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+
+
+def globals_of(function: FunctionType) -> Iterator[Any]:
+    """Yield the modules and tensors, also in containers, among the global names of a function."""
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, (nn.Module, torch.Tensor, list, tuple, dict)):
+            yield value

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from revolve.cli.demo_models import DEMO_MODELS, find_demo_model
+from revolve.cli.exceptions import CommandError
+
+PARAMETERS = {"resnet18": 11_689_512, "resnet50": 25_557_032, "vgg16": 138_365_992}
+
+
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_architectures_on_the_meta_device(name):
+    demo = DEMO_MODELS[name]
+    with torch.device("meta"):
+        model = demo.build()
+        output = model(torch.empty(demo.shape))
+    assert isinstance(model, torch.nn.Sequential)
+    assert output.shape[0] == demo.shape[0]
+    if name in PARAMETERS:
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_images_of_other_sizes():
+    with torch.device("meta"):
+        for name in ("resnet18", "vgg16"):
+            assert DEMO_MODELS[name].build(classes=7)(torch.empty(2, 3, 64, 96)).shape == (2, 7)
+
+
+def test_transformer_attends_across_tokens():
+    model = DEMO_MODELS["transformer"].build(features=16, depth=1, heads=2).eval()
+    batch = torch.randn(1, 4, 16)
+    changed = batch.clone()
+    changed[0, 3] += 1
+    assert not torch.equal(model(batch)[0, 0], model(changed)[0, 0])
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(CommandError, match=r"'resnet34' is unknown.*package\.module:callable.*resnet18.*transformer"):
+        find_demo_model("resnet34")

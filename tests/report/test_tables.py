@@ -1,0 +1,108 @@
+import io
+from dataclasses import dataclass, field
+
+import pytest
+
+from revolve.report.tables import render, tabulate_chain, tabulate_frontier, tabulate_plan, tabulate_report
+from revolve.report.treatments import describe_stages
+from revolve.schedules import Chain, Plan, sequential, solve
+
+
+def show(content):
+    text = render(content, io.StringIO())
+    assert "\x1b" not in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    return text
+
+
+@pytest.fixture
+def chain():
+    return Chain.uniform(6, forward=1e-3, backward=2e-3, output_bytes=1_000_000, saved_bytes=2_000_000)
+
+
+def test_treatments_count_runs_and_time():
+    chain = Chain.uniform(4, rebuild=0.5)
+    treatments = describe_stages(Plan.from_actions(chain, sequential(4, 2)))
+    assert [t.runs for t in treatments] == [2, 2, 1, 1]
+    assert [t.extra_time for t in treatments] == [1.0, 0.5, 0.0, 0.0]
+    assert [t.words for t in treatments] == ["recomputed once", "recomputed once", "saved", "saved"]
+    assert [t.input_words for t in treatments] == ["", "", "stored", ""]
+
+
+def test_extra_times_add_up_to_the_makespan(chain):
+    plan = solve(chain).plan(solve(chain).smallest)
+    extra = sum(treatment.extra_time for treatment in describe_stages(plan))
+    assert plan.plain_makespan + extra == pytest.approx(plan.makespan)
+
+
+def test_chain_table_has_totals(chain):
+    text = show(tabulate_chain(chain))
+    assert "6 stages" in text
+    assert text.count("1 MB") == 6 + 1  # the input, too
+    assert "6 MB" in text
+    assert "12 MB" in text
+    assert "gradients" not in text
+    assert "gradients" in show(tabulate_chain(Chain.uniform(2, grad_bytes=5)))
+
+
+@pytest.mark.parametrize(("length", "hidden"), [(60, None), (61, 11), (500, 450)])
+def test_long_chains_are_shortened_with_a_note(length, hidden):
+    text = show(tabulate_chain(Chain.uniform(length)))
+    assert (f"({hidden} more stages)" in text) == (hidden is not None)
+    assert ("more stages" in text) == (hidden is not None)
+    assert len(text.splitlines()) < 75
+
+
+def test_plan_table_names_budget_and_ratio(chain):
+    plan = solve(chain).plan("13MB")
+    text = show(tabulate_plan(plan))
+    assert f"{plan.ratio:.4f}" in text
+    assert "13000000 bytes" in text
+    assert "6 backward" in text
+
+
+def test_plain_plans_and_missing_budgets(chain):
+    plan = Plan.from_actions(chain, solve(chain).plan("1GB").actions)
+    text = show(tabulate_plan(plan))
+    assert "6 saved, 0 recomputed" in text
+    assert "none stored" in text
+
+
+def test_frontier_shows_both_ends(chain):
+    frontier = solve(chain)
+    text = show(tabulate_frontier(frontier))
+    assert str(frontier.smallest) in text
+    assert "100.0%" in text
+
+
+@dataclass
+class FakeReport:
+    output_equal: bool = True
+    loss_equal: bool = True
+    gradients_equal: bool = True
+    buffers_equal: bool = True
+    rng_equal: bool = True
+    differences: tuple = field(default=())
+    budget: int | None = 1000
+    kept: bool = True
+    predicted_peak: int = 900
+    measured_peak: int = 909
+    plain_peak: int = 1818
+    predicted_time: float = 0.2
+    measured_time: float = 0.1
+    plain_time: float = 0.1
+
+
+def test_report_table():
+    text = show(tabulate_report(FakeReport()))
+    assert text.count("bit-identical") == 5
+    for words in ("900 B", "909 B", "+1.0%", "50.0%", "-50.0%", "kept"):
+        assert words in text
+
+
+def test_report_table_of_a_failure():
+    names = tuple(f"buffer {i}" for i in range(12))
+    text = show(tabulate_report(FakeReport(buffers_equal=False, differences=names, kept=False, predicted_time=0.0)))
+    assert "DIFFERS" in text
+    assert "EXCEEDED" in text
+    assert "and 2 more" in text

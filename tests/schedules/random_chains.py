@@ -1,0 +1,65 @@
+"""Random chains that use every field of the cost model, with sizes small enough to collide."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from revolve.schedules import Chain
+
+MILLISECONDS = 1e-3
+
+
+def random_chain(
+    rng: random.Random, length: int, *, largest: int = 20, formats: int | None = None, consistent: bool = True
+) -> Chain:
+    """Return a chain of ``length`` stages.
+
+    ``formats`` is their number; None draws zero or one. ``consistent`` keeps the transient bytes of the
+    three ways to run a stage in the order that real stages have: a rebuild is the first part of a save,
+    and a run that saves nothing needs no more than one that does.
+    """
+    stages = [random_stage(rng, largest, consistent) for _ in range(length)]
+    count = rng.randint(0, 1) if formats is None else formats
+    document: dict[str, Any] = {
+        "format": "revolve.chain/1",
+        "input_bytes": rng.randint(0, largest),
+        "input_grad": rng.random() < 0.5,
+        "loss_time": rng.randint(0, 2) * MILLISECONDS,
+        "loss_extra": rng.randint(0, largest // 3),
+        "stages": stages,
+        "formats": {name: random_costs(rng, length, largest) for name in ("bitmap", "host")[:count]},
+    }
+    return Chain.from_json(document)
+
+
+def random_stage(rng: random.Random, largest: int, consistent: bool) -> dict[str, Any]:
+    """Return the fields of one stage."""
+    forward = rng.randint(1, 9)
+    stage = {
+        "forward": forward * MILLISECONDS,
+        "rebuild": forward * rng.choice((1, 1, 0.75, 0.5)) * MILLISECONDS,
+        "backward": rng.randint(1, 9) * MILLISECONDS,
+        "output_bytes": rng.randint(0, largest),
+        "saved_bytes": rng.randint(0, largest),
+        "saves_input": rng.random() < 0.6,
+        "saves_output": rng.random() < 0.4,
+        "forward_extra": rng.randint(0, largest // 3),
+        "save_extra": rng.randint(0, largest // 3),
+        "rebuild_extra": rng.randint(0, largest // 3),
+        "backward_extra": rng.randint(0, largest),
+        "grad_bytes": rng.randint(0, largest // 4),
+    }
+    if consistent:
+        stage["rebuild_extra"] = min(stage["rebuild_extra"], stage["save_extra"])
+        stage["forward_extra"] = min(stage["forward_extra"], stage["save_extra"] + stage["saved_bytes"])
+    return stage
+
+
+def random_costs(rng: random.Random, length: int, largest: int) -> dict[str, list[Any]]:
+    """Return the costs of one storage format."""
+    return {
+        "stored_bytes": [rng.randint(0, largest // 2) for _ in range(length + 1)],
+        "store_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
+        "load_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
+    }

@@ -1,0 +1,63 @@
+"""What only shows in a new interpreter: what is imported, and the kernels without the JIT."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from random_chains import random_chain
+
+import revolve
+from revolve.schedules import solve
+
+ROOT = Path(revolve.__file__).parents[1]
+
+SOLVE = """
+import json, sys
+from numba import config
+from revolve.schedules import Chain, solve
+from revolve.schedules.kernels.frontier import fill_tables
+assert config.DISABLE_JIT and not hasattr(fill_tables, "py_func")
+for line in sys.stdin:
+    chain = Chain.from_json(json.loads(line))
+    frontier = solve(chain, formats=tuple(chain.formats))
+    plan = frontier.plan(frontier.smallest)
+    actions = [action.to_json() for action in plan.actions]
+    print(json.dumps([frontier.peaks.tolist(), frontier.makespans.tolist(), actions]))
+"""
+
+
+def run(code: str, stdin: str = "", **environment: str) -> str:
+    """Return what ``code`` prints in a fresh interpreter that finds the package under test."""
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        input=stdin,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_schedules_import_no_torch():
+    loaded = json.loads(run("import json, sys, revolve.schedules; print(json.dumps(sorted(sys.modules)))"))
+    assert "revolve.schedules" in loaded
+    assert "torch" not in loaded
+    assert not {"matplotlib", "rich", "typer", "networkx"} & set(loaded)
+
+
+def test_kernels_agree_with_and_without_the_jit():
+    rng = random.Random(5)
+    chains = [random_chain(rng, length, formats=formats) for length in (1, 3, 5, 8) for formats in (0, 1, 2)]
+    printed = run(SOLVE, "\n".join(json.dumps(chain.to_json()) for chain in chains), NUMBA_DISABLE_JIT="1")
+    for chain, line in zip(chains, printed.splitlines(), strict=True):
+        frontier = solve(chain, formats=tuple(chain.formats))
+        actions = [action.to_json() for action in frontier.plan(frontier.smallest).actions]
+        assert json.loads(line) == [frontier.peaks.tolist(), frontier.makespans.tolist(), actions]
