@@ -2,8 +2,9 @@
 
 For every model, torch's non-reentrant checkpoint_sequential runs with each number of segments; the
 numbers that no other beats in both memory and time are its best. For each of those, revolve gets torch's
-measured peak as its budget (and the kilobyte by which its predictions are above what is measured). Plain, torch's and revolve's steps alternate in one process; times are
-medians of CPU time, peaks come from the allocator. Gradients exist before each step.
+measured peak as its budget (and the kilobyte by which its predictions are above what is measured).
+Plain, torch's and revolve's steps alternate in one process; times are medians of CPU time, peaks come
+from the allocator. Gradients exist before each step.
 
     python benchmarks/checkpoint_sequential.py [--models resnet50 mlp] [--repeats 5]
 """

@@ -196,10 +196,14 @@ def measure_stages(
 
 
 def own_output(fields: dict[str, Any]) -> None:
-    """Let a rebuild of the last stage pay for its output: the caller holds that of the first run."""
+    """Let the last stage, where it saves its output and is run again, pay for a second output.
+
+    The caller holds the one of the first run, and the second lives until the end of the backward. In a
+    first run this raises no peak: the backward needs as much, with the gradient of the output.
+    """
     if fields["saves_output"]:
-        extra_bytes = max(fields["rebuild_extra"], fields["backward_extra"])
-        fields["rebuild_extra"] = fields["output_bytes"] + extra_bytes
+        for name in ("save_extra", "rebuild_extra"):
+            fields[name] = fields["output_bytes"] + max(fields[name], fields["backward_extra"])
 
 
 def add_reserve(stage: Stage, reserve: int) -> Stage:

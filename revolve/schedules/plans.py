@@ -158,8 +158,9 @@ class Plan:
             raise ChainError(f"plan: actions is {document['actions']!r}; it must be a list of actions")
         for name, kinds, wanted in SETTINGS:
             value = document[name]
-            number = isinstance(value, (int, float))
-            if not isinstance(value, kinds) or isinstance(value, bool) or (number and not 0 <= value < float("inf")):
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ChainError(f"plan: {name} is {value!r}; it must be {wanted}")
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ChainError(f"plan: {name} is {value!r}; it must be {wanted}")
         plan = cls.from_actions(
             Chain.from_json(document["chain"]),
