@@ -118,7 +118,7 @@ def checkpoint_sequential(
     kwargs.pop("preserve_rng_state", None)
     if kwargs:
         raise ValueError(f"unexpected keyword arguments: {', '.join(kwargs)}; preserve_rng_state is the only one")
-    children = list(functions)
+    children: list[Callable[[Any], Any]] = list(functions)
     if budget is None:
         segment_starts(len(children), segments)  # type: ignore[arg-type]
     elif segments is not None:
@@ -168,9 +168,12 @@ def identity(value: Any, around: frozenset[int] = frozenset()) -> Hashable:
         return None
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, (FunctionType, MethodType, partial, list, tuple)):
-        inside = around | {id(value)}
-        kind = getattr(value, "__code__", type(value))
+    inside = around | {id(value)}
+    if isinstance(value, MethodType):
+        return (identity(value.__func__, inside), identity(value.__self__, inside))
+    own = callable(value) and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))
+    if own or isinstance(value, (partial, list, tuple)):
+        kind = value.__code__ if isinstance(value, FunctionType) else type(value)
         return (kind, tuple(identity(referent, inside) for referent in referents(value)))
     try:
         return weakref.ref(value)
@@ -185,7 +188,7 @@ def situation(parts: Sequence[StageModule], input: Any) -> Hashable:
     return (
         tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors),
         tuple(module.training for part in parts for module in part.modules),
-        tuple((t.dtype, t.device, t.requires_grad, t.grad is None) for t in own),
+        tuple((t.dtype, t.device, t.requires_grad, t.is_leaf and t.grad is None) for t in own),
         AutocastState.current(devices_of([*tensors, *own])),
     )
 

@@ -67,7 +67,7 @@ class Bench:
     def rebuild(self, value: Any, packer: Packer) -> None:
         """Run as ``rebuild``, into the holders of an earlier run."""
         with StageState(self.stage, self.changing).replayed() as temporary:
-            pack, _ = packer.refill(temporary, stop=True)
+            pack, _ = packer.refill(temporary, keep=True, stop=self.stage.stops_early)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))
 

@@ -246,10 +246,8 @@ class Run:
         if state.random is not None:
             self.random.write(state.random)
         with state.replayed() as temporary:
-            if isinstance(action, Forward):
-                with hooked(packer.discard()):
-                    return cut(stage(value))
-            pack, check = packer.refill(temporary, stop=isinstance(action, Rebuild))
+            stop = isinstance(action, Rebuild) and stage.stops_early
+            pack, check = packer.refill(temporary, keep=not isinstance(action, Forward), stop=stop)
             with suppress(StopRebuild), hooked(pack):
                 output = cut(stage(value))
                 check()

@@ -16,7 +16,7 @@ from .exceptions import MeasurementError
 from .stages import StageModule
 from .state import RandomState, devices_of
 
-__all__ = ["gradients_present", "isolated"]
+__all__ = ["gradients_present", "isolated", "restore_table"]
 
 
 @contextmanager
@@ -39,9 +39,7 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
     modules = dict.fromkeys(module for stage in stages for module in stage.modules)
     with ExitStack() as stack:
         stack.callback(random.write, random.read())
-        for module in modules:
-            stack.callback(restore_table, module.__dict__, dict(module.__dict__))
-            stack.callback(restore_table, module._buffers, dict(module._buffers))
+        tables = [(table, dict(table)) for module in modules for table in (module.__dict__, module._buffers)]
         aliases: dict[int, nn.Parameter] = {}
         for module in modules:
             for name, parameter in list(module._parameters.items()):
@@ -56,6 +54,8 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
                     stack.callback(setattr, module, name, parameter)
                     setattr(module, name, alias)
                     alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
+        for table, old in tables:  # put back before the parameters, which a module may mirror in its attributes
+            stack.callback(restore_table, table, old)
         for tensor in dict.fromkeys(t for stage in stages for t in stage.loose if t.is_leaf and t.requires_grad):
             stack.callback(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None

@@ -42,7 +42,8 @@ def referents(value: Any) -> Iterable[Any]:
             *globals_of(value),
         ]
     if isinstance(value, MethodType):
-        return (value.__func__, value.__self__)
+        owner = value.__self__
+        return (value.__func__, *([owner] if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()))
     if isinstance(value, partial):
         return (value.func, *value.args, *value.keywords.values())
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -89,7 +89,8 @@ def unpack(packed: Kept | Holder) -> torch.Tensor:
 
 def key_of(tensor: torch.Tensor) -> int:
     """Return the identity of a tensor's storage; of its values' where it is sparse."""
-    return storages_of(tensor)[-1]._cdata
+    key: int = storages_of(tensor)[-1]._cdata
+    return key
 
 
 @contextmanager
@@ -153,19 +154,17 @@ class Packer:
 
         return pack
 
-    def discard(self) -> Callable[[torch.Tensor], Any]:
-        """Return the pack hook of a run that keeps nothing."""
-        return lambda tensor: None
-
     def refill(
-        self, temporary: Container[int], *, stop: bool
+        self, temporary: Container[int], *, keep: bool, stop: bool
     ) -> tuple[Callable[[torch.Tensor], Any], Callable[[], None]]:
-        """Return the pack hook that fills the holders again, and the check to call after the run.
+        """Return the pack hook of a later run, and the check to call after it.
 
         Parameters
         ----------
         temporary
             Identities of further storages that pass through: copies of buffers.
+        keep
+            Whether the run fills the holders again.
         stop
             Raise StopRebuild at the last tensor that the graph still needs.
         """
@@ -186,7 +185,7 @@ class Packer:
                 was, now = (describe(entry) for entry in (self.signatures[index], signature))
                 raise self.mismatch(f"its saved tensor {index} was {was} in the first run and is {now} when run again")
             holder = self.holders[index]()
-            if holder is not None and holder.kept is None:
+            if keep and holder is not None and holder.kept is None:
                 holder.kept = Kept(tensor)
             if stop and index == last:
                 raise StopRebuild

@@ -59,6 +59,14 @@ class StageModule:
         return tuple(dict.fromkeys(module for root in roots for module in root.modules()))
 
     @cached_property
+    def stops_early(self) -> bool:
+        """Whether a rebuild may end where the last tensor is saved.
+
+        RReLU saves its noise before it draws it (torch's own checkpoint, too, gives wrong gradients then).
+        """
+        return not any(isinstance(module, nn.RReLU) for module in self.modules)
+
+    @cached_property
     def loose(self) -> tuple[torch.Tensor, ...]:
         """The tensors that functions of the stage use outside of modules."""
         found = [value for function in self.functions for value in reach(function)]

@@ -18,10 +18,10 @@ from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
 from .instrumentation import checkpointed, plan_of, restore
-from .isolation import isolated
+from .isolation import isolated, restore_table
 from .measurement import default_loss, running
 from .memory import device_of
-from .stages import StageModule, check_sequential, flatten
+from .stages import StageModule, check_sequential
 from .state import RandomState, devices_of, same
 
 __all__ = ["Report", "verify"]
@@ -123,9 +123,9 @@ def verify(
     if not model.training:
         raise ModelError("the model is in eval mode, where it runs untouched; call model.train() first")
     times: dict[bool, list[float]] = {False: [], True: []}
-    stages = flatten(list(model._modules.items()))
+    step = StageModule("step", (model,))
     try:
-        with running(StageModule("step", ()), sample), isolated(stages, sample), input_gradients_kept(sample):
+        with running(step, sample), isolated([step], sample), input_gradients_kept(sample):
             trial = Trial(model, sample, loss or default_loss)
             for planned in (False, True):
                 trial.use(plan if planned else None)
@@ -190,6 +190,7 @@ class Trial:
         self.device = device_of(model)
         self.random = RandomState(devices_of([*model.parameters(), *model.buffers(), *tensors_of(sample)]))
         self.start = self.random.read()
+        self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.leaves: dict[str, torch.Tensor] = {f"gradient of {name}": p for name, p in model.named_parameters()}
         inputs = [t for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
@@ -205,6 +206,8 @@ class Trial:
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
         self.random.write(self.start)
+        for table, values in self.tables:
+            restore_table(table, values)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
