@@ -126,7 +126,7 @@ def vgg16(classes: int = 1000, width: int = 4096) -> nn.Sequential:
     return nn.Sequential(OrderedDict(stages))
 
 
-def mlp(features: int = 1024, width: int = 1024, depth: int = 8, classes: int = 10) -> nn.Sequential:
+def mlp(features: int = 256, width: int = 256, depth: int = 8, classes: int = 10) -> nn.Sequential:
     """Return a multi-layer perceptron with layer norm, GELU and dropout, every layer a child.
 
     Parameters

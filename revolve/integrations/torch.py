@@ -119,8 +119,12 @@ def checkpoint_sequential(
     if kwargs:
         raise ValueError(f"unexpected keyword arguments: {', '.join(kwargs)}; preserve_rng_state is the only one")
     children: list[Callable[[Any], Any]] = list(functions)
+    if not children:
+        raise BudgetError("functions is empty; pass an nn.Sequential with children, or a list of functions")
     if budget is None:
-        segment_starts(len(children), segments)  # type: ignore[arg-type]
+        if segments is None:
+            raise BudgetError("segments=None needs a budget=; pass a number of segments, or budget='300MB'")
+        segment_starts(len(children), segments)
     elif segments is not None:
         raise BudgetError(
             f"segments={segments!r} and budget={budget!r} are two answers to one question; pass one as None"
@@ -166,8 +170,8 @@ def identity(value: Any, around: frozenset[int] = frozenset()) -> Hashable:
     """
     if id(value) in around or isinstance(value, torch.Tensor):
         return None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
+    if isinstance(value, (bool, int, float, str)):
+        return id(type(value))  # not the value: a counter in a closure would ask for a new plan at each call
     inside = around | {id(value)}
     if isinstance(value, MethodType):
         return (identity(value.__func__, inside), identity(value.__self__, inside))
@@ -176,9 +180,26 @@ def identity(value: Any, around: frozenset[int] = frozenset()) -> Hashable:
         kind = value.__code__ if isinstance(value, FunctionType) else type(value)
         return (kind, tuple(identity(referent, inside) for referent in referents(value)))
     try:
-        return weakref.ref(value)
+        return Identity(value)
     except TypeError:  # no weak references to it
         return id(type(value))
+
+
+class Identity:
+    """A weak key that compares by identity, whatever the object's own equality and hash are."""
+
+    def __init__(self, value: Any) -> None:
+        self.reference = weakref.ref(value)
+        self.hash = id(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Identity):
+            return NotImplemented
+        value = self.reference()
+        return self is other or (value is not None and value is other.reference())
 
 
 def situation(parts: Sequence[StageModule], input: Any) -> Hashable:

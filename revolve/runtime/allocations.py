@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from .exceptions import MeasurementError
 
 __all__ = ["Phase", "Tracer", "trace_allocations"]
+
+
+# torch has one profiler; other threads wait for it.
+MEASURING = threading.RLock()
 
 
 class Phase(NamedTuple):
@@ -129,6 +134,12 @@ def trace_allocations(device: torch.device) -> Iterator[Tracer]:
         return
     if device.type != "cpu":
         raise MeasurementError(f"memory on {device.type!r} cannot be measured; move the model to a CPU or CUDA device")
+    with MEASURING:
+        yield from trace_cpu()
+
+
+def trace_cpu() -> Iterator[Tracer]:
+    """Trace the allocations of the CPU."""
     if torch.autograd.profiler._is_profiler_enabled:
         raise MeasurementError("memory cannot be measured while another torch profiler runs; stop that one first")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to standard error

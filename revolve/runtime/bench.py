@@ -242,7 +242,12 @@ def run_loss(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
     """Run a loss and its backward; return the loss."""
     result = loss(output)
     if not isinstance(result, torch.Tensor) or result.numel() != 1 or not result.requires_grad:
-        raise MeasurementError(f"the loss must return a scalar tensor that requires a gradient, not {result!r}")
+        kind = f"a tensor of shape {list(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        without = isinstance(result, torch.Tensor) and not result.requires_grad
+        raise MeasurementError(
+            f"the loss returned {kind}{' that requires no gradient' if without else ''}; it must return a scalar that "
+            "requires one (is every parameter frozen, the output detached, or inference mode on?)"
+        )
     result.backward()
     return result
 

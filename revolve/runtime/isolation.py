@@ -40,6 +40,9 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(random.write, random.read())
         tables = [(table, dict(table)) for module in modules for table in (module.__dict__, module._buffers)]
+        for module in modules:  # put back last: a forward may register parameters and modules
+            stack.callback(restore_table, module._parameters, dict(module._parameters))
+            stack.callback(restore_table, module._modules, dict(module._modules))
         aliases: dict[int, nn.Parameter] = {}
         for module in modules:
             for name, parameter in list(module._parameters.items()):

@@ -51,8 +51,17 @@ def referents(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     if callable(value) and not isinstance(value, type):
-        return getattr(value, "__dict__", {}).values()
+        slots = [name for kind in type(value).__mro__ for name in slots_of(kind)]
+        kept = [getattr(value, name) for name in slots if hasattr(value, name)]
+        return [*getattr(value, "__dict__", {}).values(), *kept]
     return ()
+
+
+def slots_of(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots that a class itself adds."""
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def cells_of(function: FunctionType) -> Iterator[Any]:
@@ -65,8 +74,9 @@ def cells_of(function: FunctionType) -> Iterator[Any]:
 
 
 def globals_of(function: FunctionType) -> Iterator[Any]:
-    """Yield the modules and tensors, also in containers, among the global names of a function."""
+    """Yield modules, tensors, containers and the same file's functions among the global names of a function."""
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (nn.Module, torch.Tensor, list, tuple, dict)):
+        neighbour = isinstance(value, FunctionType) and value.__globals__ is function.__globals__
+        if neighbour or isinstance(value, (nn.Module, torch.Tensor, list, tuple, dict)):
             yield value

@@ -109,7 +109,11 @@ class Entry:
 
 def entries_of(stage: StageModule, *, buffers: bool) -> list[Entry]:
     """Return the parameters of the stage, or its buffers but for those of norms: a stage may read what it changes."""
+    loose = [] if buffers else [(str(number), tensor) for number, tensor in enumerate(stage.loose)]
     return [
+        Entry(f"tensor {number} outside of modules", {number: tensor}, number, tensor, versions_of(tensor))
+        for number, tensor in loose
+    ] + [
         Entry(f"{key} of module {number} ({type(module).__name__})", table, key, tensor, versions_of(tensor))
         for number, module in enumerate(stage.modules)
         if not (buffers and isinstance(module, nn.modules.batchnorm._NormBase))
@@ -150,7 +154,7 @@ class StageState:
         }
 
     def finish(self) -> set[str]:
-        """Compare buffers after the first run; keep old values of those that changed.
+        """Compare buffers and parameters after the first run; keep old values of buffers that changed.
 
         Returns
         -------
@@ -160,8 +164,15 @@ class StageState:
         Raises
         ------
         RecomputeError
-            If a buffer changed that earlier runs did not change, so its old value is lost.
+            If the stage changed one of its parameters, or a buffer that earlier runs did not change, so that
+            its old value is lost.
         """
+        for entry in self.parameters:
+            if versions_of(entry.tensor) != entry.version:
+                raise RecomputeError(
+                    f"stage {self.stage.name!r} changes {entry.name} in its own forward, as Embedding(max_norm=...) "
+                    "does, so it cannot be run again; change it outside of the model"
+                )
         if self.changing is None:
             self.changing = {entry.name for entry in self.buffers if self.differs(entry)}
         for entry in self.buffers:

@@ -44,8 +44,10 @@ def check_format(document: Any, expected: str, known: frozenset[str]) -> None:
     """
     if not isinstance(document, Mapping):
         raise ChainError(f"a {expected} document is a JSON object, not {type(document).__name__}")
-    if document.get("format") != expected:
-        raise ChainError(f"field 'format' is {document.get('format')!r}; expected {expected!r}")
+    if "format" not in document:
+        raise ChainError(f"field 'format' is missing; it must be {expected!r}")
+    if document["format"] != expected:
+        raise ChainError(f"field 'format' is {document['format']!r}; expected {expected!r}")
     unknown = sorted(set(document) - known)
     if unknown:
         raise ChainError(f"unknown field {unknown[0]!r} in a {expected} document; known: {', '.join(sorted(known))}")

@@ -69,9 +69,13 @@ class Frontier:
         """
         limit = parse_bytes(budget)
         if limit < self.smallest:
+            share = self.smallest / int(self.peaks[-1])
+            asked = f"{budget!r} ({limit} bytes)" if isinstance(budget, str) else f"{limit} bytes"
             raise InfeasibleBudget(
-                f"budget {budget!r} ({limit} bytes) is below the least feasible {self.smallest} bytes "
-                f"({format_bytes(self.smallest)}); raise the budget, or make input, batch or stages smaller",
+                f"budget {asked} is below the least feasible "
+                f"{self.smallest} bytes ({format_bytes(self.smallest)}, "
+                f"{share:.0%} of plain training); raise the budget, or make "
+                "input, batch or stages smaller",
                 self.smallest,
                 limit,
             )

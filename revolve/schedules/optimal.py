@@ -57,6 +57,8 @@ class Tables:
 
 def solve_tables(chain: Chain, formats: Any, tolerance: float) -> Tables:
     """Check the arguments and fill the tables."""
+    if not isinstance(chain, Chain):
+        raise ChainError(f"the chain is a {type(chain).__name__}; pass a revolve.Chain (Chain.load(path) reads a file)")
     if isinstance(formats, str):
         formats = (formats,)
     names = tuple(dict.fromkeys(name for name in formats if name != "dense"))

@@ -19,6 +19,8 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
 def cut(value: Any) -> Any:
     """Return the same values outside any graph, each requiring a gradient where the original does."""
+    if isinstance(value, torch.Tensor):  # a tree map would leave reference cycles behind
+        return value.detach().requires_grad_(value.requires_grad)
     return tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
 
 

@@ -93,7 +93,7 @@ def test_budgets(model):
 
 
 def test_no_functions():
-    with pytest.raises(revolve.BudgetError, match="length"):
+    with pytest.raises(revolve.BudgetError, match="functions is empty"):
         checkpoint_sequential([], 1, ROWS)
 
 

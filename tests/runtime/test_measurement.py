@@ -150,7 +150,7 @@ def test_models_and_samples_that_cannot_be_measured():
         with pytest.raises(MeasurementError, match="stage '0' cannot be run on its input"):
             revolve.measure(model, sample)
     for loss in (lambda y: y, lambda y: y.detach().sum(), lambda y: 3.0):
-        with pytest.raises(MeasurementError, match="the loss must return a scalar tensor that requires a gradient"):
+        with pytest.raises(MeasurementError, match=r"the loss returned .*; it must return a scalar"):
             revolve.measure(model, batch(), loss)
     snapshot.check()
     with pytest.raises(MeasurementError, match="in eval mode"):

@@ -82,7 +82,7 @@ def without_in_stage(field: str) -> dict:
 
 BAD_CHAINS = {
     "no object": ([], "is a JSON object, not list"),
-    "no format": (without(smallest_chain(), "format"), "'format' is None; expected 'revolve.chain/1'"),
+    "no format": (without(smallest_chain(), "format"), "field 'format' is missing; it must be 'revolve.chain/1'"),
     "another format": (small_plan(), "'format' is 'revolve.plan/1'; expected 'revolve.chain/1'"),
     "no input_bytes": (without(smallest_chain(), "input_bytes"), "'input_bytes' is missing"),
     "no stages": (without(smallest_chain(), "stages"), "'stages' is missing"),
