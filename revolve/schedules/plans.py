@@ -169,6 +169,8 @@ class Plan:
             document["budget"],
             document["tolerance"],
         )
+        if plan.budget is not None and plan.budget < plan.peak:
+            raise ChainError(f"plan: budget is {plan.budget}, but its actions need {plan.peak} bytes; plan again")
         for name in ("peak", "makespan", "plain_makespan", "plain_peak"):
             if document[name] != getattr(plan, name):
                 raise ChainError(

@@ -193,6 +193,7 @@ BAD_PLANS = {
     "strategy": ({"strategy": 3}, "strategy is 3; it must be a string"),
     "budget": ({"budget": "300MB"}, "budget is '300MB'; it must be a whole number of bytes"),
     "negative budget": ({"budget": -1}, "budget is -1; it must be"),
+    "budget below the peak": ({"budget": 0}, "budget is 0, but its actions need"),
     "tolerance": ({"tolerance": "1%"}, "tolerance is '1%'; it must be a number"),
     "tolerance NaN": ({"tolerance": float("nan")}, "tolerance is nan; it must be a number"),
 }
