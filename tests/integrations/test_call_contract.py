@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import revolve
 from revolve.integrations.torch import checkpoint_sequential
@@ -95,16 +94,6 @@ def test_budgets(model):
 def test_no_functions():
     with pytest.raises(revolve.BudgetError, match="functions is empty"):
         checkpoint_sequential([], 1, ROWS)
-
-
-@pytest.fixture
-def no_hooks(monkeypatch):
-    """Let every saved-tensor hook be an error."""
-
-    def forbidden(self):
-        raise AssertionError("a hook was set")
-
-    monkeypatch.setattr(saved_tensors_hooks, "__enter__", forbidden)
 
 
 @pytest.mark.usefixtures("no_hooks")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from steps import assert_same, batch, forgetful_plan, named_chain, perceptron, run_step, tight_plan, twins
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import revolve
 from revolve.runtime.exceptions import ModelError, PlanMismatch
@@ -74,16 +73,6 @@ def test_a_plain_plan_installs_nothing():
     revolve.checkpointed(model, plan)
     assert vars(model) == before
     assert revolve.verify(model, batch(), repeats=1).plan is plan
-
-
-@pytest.fixture
-def no_hooks(monkeypatch):
-    """Let every saved-tensor hook be an error."""
-
-    def forbidden(self):
-        raise AssertionError("a hook was set")
-
-    monkeypatch.setattr(saved_tensors_hooks, "__enter__", forbidden)
 
 
 @pytest.mark.usefixtures("no_hooks")
