@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runtime.executor import is_recomputing
     from .runtime.instrumentation import checkpointed, restore
     from .runtime.measurement import measure
+    from .runtime.replay import is_recomputing
     from .runtime.verification import Report, verify
     from .schedules import (
         Action,
@@ -75,7 +75,7 @@ RUNTIME = {
     "measure": "revolve.runtime.measurement",
     "verify": "revolve.runtime.verification",
     "Report": "revolve.runtime.verification",
-    "is_recomputing": "revolve.runtime.executor",
+    "is_recomputing": "revolve.runtime.replay",
 }
 
 

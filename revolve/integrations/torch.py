@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from revolve.runtime.executor import Program, Run, recomputing
+from revolve.runtime.executor import Run
 from revolve.runtime.isolation import isolated
 from revolve.runtime.measurement import find_stages, measure_stages
 from revolve.runtime.memory import free_bytes
+from revolve.runtime.program import Program
 from revolve.runtime.reaching import referents
+from revolve.runtime.replay import recomputing
+from revolve.runtime.situations import Situation
 from revolve.runtime.stages import StageModule, flatten
-from revolve.runtime.state import AutocastState, devices_of
+from revolve.runtime.state import Habits
 from revolve.schedules.exceptions import BudgetError
 from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
@@ -46,21 +49,21 @@ class Planned:
         The plan.
     sizes
         How many functions each of its stages has.
-    changing
-        For each stage the names of the buffers it changes, None before the first run.
+    habits
+        What its stages were seen to do.
     """
 
     def __init__(self, plan: Plan, sizes: Sequence[int]) -> None:
         self.plan = plan
         self.sizes = sizes
         self.program = Program.from_plan(plan)
-        self.changing: list[set[str] | None] = [None] * len(plan.chain)
+        self.habits = Habits(len(plan.chain))
 
     def run(self, parts: Sequence[StageModule], input: Any) -> Any:
         """Run the functions by the plan."""
         waiting = iter(parts)
         stages = [reduce(StageModule.join, islice(waiting, size)) for size in self.sizes]
-        return Run(stages, self.program, self.changing).forward(input)
+        return Run(stages, self.program, self.habits).forward(input)
 
 
 PLANS: OrderedDict[Hashable, Planned] = OrderedDict()
@@ -204,14 +207,8 @@ class Identity:
 
 def situation(parts: Sequence[StageModule], input: Any) -> Hashable:
     """Return everything besides the functions that a plan depends on."""
-    tensors = tensors_of(input)
     own = [t for part in parts for t in part.tensors()]
-    return (
-        tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors),
-        tuple(module.training for part in parts for module in part.modules),
-        tuple((t.dtype, t.device, t.requires_grad, t.is_leaf and t.grad is None) for t in own),
-        AutocastState.current(devices_of([*tensors, *own])),
-    )
+    return Situation.current(parts, input), tuple((t.device, t.is_leaf and t.grad is None) for t in own)
 
 
 def map_cuts(starts: Sequence[int], names: Sequence[Sequence[str]]) -> list[list[int]]:

@@ -54,20 +54,22 @@ class Bench:
         self.through = stage.storages()  # after the run, since it may have replaced a buffer
         self.kept_bytes = bytes_of([old for _, old in first.before.values()])
 
-    def need(self, holder: Any) -> None:
-        """Do nothing: holders are full while their backward runs."""
+    def fetch(self, holder: Any) -> torch.Tensor:
+        """Return a saved tensor: holders are full while their backward runs."""
+        tensor: torch.Tensor = holder.kept.get()
+        return tensor
 
     def run(self, leaf: Any, *, keep: bool) -> tuple[Any, Packer]:
         """Run as ``forward`` or ``save`` on a cut input; return the output with its graph, and what was packed."""
-        with StageState(self.stage, self.changing).replayed() as temporary:
+        with StageState(self.stage, self.changing) as state:
             packer = Packer(self.index, self.stage.name, self.through)
-            with hooked(packer.record(self, keep=keep, temporary=temporary)):
+            with hooked(packer.record(self, keep=keep, temporary=state.temporary)):
                 return self.stage(leaf), packer
 
     def rebuild(self, value: Any, packer: Packer) -> None:
         """Run as ``rebuild``, into the holders of an earlier run."""
-        with StageState(self.stage, self.changing).replayed() as temporary:
-            pack, _ = packer.refill(temporary, keep=True, stop=self.stage.stops_early)
+        with StageState(self.stage, self.changing) as state:
+            pack, _ = packer.refill(state.temporary, keep=True, stop=packer.last() if self.stage.stops_early else -1)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))
 
@@ -146,7 +148,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer) -> Trial:
         leaf = cut(value)
         output, packer = bench.run(leaf, keep=True)
         tracer.mark()
-        saved = storage_keys([holder.kept.tensor for holder in packer.live() if holder.kept is not None])
+        saved = storage_keys([holder.kept.get() for holder in packer.live() if holder.kept is not None])
         saves_input, saves_output = bool(saved & storage_keys(value)), bool(saved & storage_keys(output))
         target = one_sum(output)
         del output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from revolve.schedules.exceptions import RevolveError
 
-__all__ = ["MeasurementError", "ModelError", "PlanMismatch", "RecomputeError"]
+__all__ = ["BudgetWarning", "MeasurementError", "ModelError", "PlanMismatch", "RecomputeError"]
 
 
 class ModelError(RevolveError, TypeError):
@@ -21,3 +21,7 @@ class PlanMismatch(RevolveError, ValueError):  # noqa: N818 - reads as what it i
 
 class RecomputeError(RevolveError, RuntimeError):
     """A stage did not do the same thing when it was run again."""
+
+
+class BudgetWarning(UserWarning):
+    """Something left the plan; gradients are right, but the budget may not hold."""

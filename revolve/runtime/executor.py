@@ -10,91 +10,45 @@ The rules, cited as [n] in code and tests:
 [3] The graph owns the holders and the holders own the run: when a node is released its tensors are,
     and when the graph is dropped nothing of the run is left. The run itself refers to holders weakly.
 [4] Passing ``backward i`` empties what is left in the holders of stage i (retain_graph).
-[5] An empty holder in a later backward of the same graph restarts the schedule from x_0.
-[6] An empty holder that the schedule has passed (backward in an unplanned order) is filled by running
-    from the nearest stored activation: more time, same result.
+[5] The schedule is followed for one graph task at a time. A full holder serves any of them; an empty one
+    that the schedule has passed restarts it from x_0 for a new graph task (a second backward, a part of the
+    graph, another thread), which it then follows as far as that task goes.
+[6] An empty holder that the schedule has passed within its own graph task (backward in an unplanned order)
+    is filled by running from the nearest stored activation. With [5] and [6] gradients are right whatever
+    the order and number of backward passes; the budget was planned for one in order, and a BudgetWarning
+    says once that it may not hold.
 [7] A stage is run again in grad mode, on a detached input that requires a gradient where the first
-    did, with the random numbers, buffers, training flags and autocast state of its first run, and
-    all of these are put back.
+    did, with the random numbers, parameters, buffers, training flags and modes (autocast, default dtype
+    and device, deterministic algorithms, attention kernels) of its first run, and all are put back.
 [8] A stage that changes its input, or saves something else when run again, is an error that names it.
+[9] Under saved-tensor hooks of somebody else (save_on_cpu, torch's checkpoint), whatever the first sweep
+    keeps is kept by those hooks.
+[10] One thread at a time advances a run; a failure in between makes the schedule begin anew [5].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 import torch
 
-from revolve.schedules.actions import Action, Backward, Drop, Forward, Load, Loss, Rebuild, Save, Store
-from revolve.schedules.plans import Plan
-from revolve.storage.boundary import cut, tensors_of, versions_of
-from revolve.storage.dense import DenseSnapshot
+from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
+from revolve.storage.boundary import cut, storages_of, tensors_of, versions_of
+from revolve.storage.dense import DenseSnapshot, Enclosing
 
-from .exceptions import PlanMismatch, RecomputeError
+from .exceptions import BudgetWarning, RecomputeError
+from .generators import FOREIGN, Source, TorchRandom, default_sources, devices_of
+from .modes import Modes
+from .program import Program
+from .replay import Replay
 from .saving import Holder, Packer, StopRebuild, hooked
 from .stages import StageModule
-from .state import AutocastState, RandomState, StageState, devices_of
+from .state import Habits, StageState
 
-__all__ = ["Program", "Run", "is_recomputing", "recomputing"]
-
-RECOMPUTING = ContextVar("recomputing", default=False)
-
-
-def is_recomputing() -> bool:
-    """Whether a stage is being measured or run again, for modules that count or log their calls."""
-    return RECOMPUTING.get()
-
-
-@contextmanager
-def recomputing() -> Iterator[None]:
-    """Let :func:`is_recomputing` be true."""
-    token = RECOMPUTING.set(True)
-    try:
-        yield
-    finally:
-        RECOMPUTING.reset(token)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A schedule split at its turn-around.
-
-    Attributes
-    ----------
-    sweep
-        Actions up to the loss: every stage once, in order.
-    rest
-        Actions after it.
-    """
-
-    sweep: tuple[Action, ...]
-    rest: tuple[Action, ...]
-
-    @classmethod
-    def from_plan(cls, plan: Plan) -> Program:
-        """Split the schedule of a plan.
-
-        Raises
-        ------
-        PlanMismatch
-            If it runs stages again before the loss, or uses a storage format other than dense.
-        """
-        turn = plan.actions.index(Loss())
-        sweep = plan.actions[:turn]
-        runs = [action.index for action in sweep if isinstance(action, (Forward, Save))]
-        if runs != list(range(len(plan.chain))) or any(isinstance(action, (Load, Rebuild)) for action in sweep):
-            raise PlanMismatch(
-                "the plan runs stages again before the loss, which autograd cannot execute; "
-                "use a schedule whose first sweep runs every stage once"
-            )
-        foreign = [name for name in plan.formats() if name != "dense"]
-        if foreign:
-            raise PlanMismatch(f"the plan stores activations in format {foreign[0]!r}; only 'dense' can be executed")
-        return cls(sweep, plan.actions[turn + 1 :])
+__all__ = ["Run"]
 
 
 class Run:
@@ -106,150 +60,190 @@ class Run:
         The stages.
     program
         The schedule.
-    changing
-        For each stage the names of the buffers it changes, None before they are known.
+    habits
+        What earlier runs saw the stages do.
     """
 
-    def __init__(self, stages: Sequence[StageModule], program: Program, changing: list[set[str] | None]) -> None:
+    def __init__(self, stages: Sequence[StageModule], program: Program, habits: Habits) -> None:
         self.stages = stages
         self.program = program
-        self.changing = changing
-        through = {key: storage for stage in stages for key, storage in stage.storages().items()}
+        self.habits = habits
+        self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
+        through = {s._cdata: s for tensor in self.tensors for s in storages_of(tensor)}
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.snapshots: dict[int, DenseSnapshot] = {}
+        self.actions = program.rest
         self.position = 0
-        self.front = len(stages)
-        self.task = -1
-        self.restarted = False
+        self.ready = len(stages)  # the schedule stands just before the backward of this stage
+        self.task = -2  # none yet; -1 is a look at saved tensors outside of any backward
+        self.lock = RLock()
 
     def forward(self, value: Any) -> Any:
         """Run the first sweep [1] and return the model's output."""
-        devices = devices_of([*tensors_of(value), *(t for stage in self.stages for t in stage.tensors())])
-        self.random = RandomState(devices)
-        self.autocast = AutocastState.current(devices)
-        self.snapshots[0] = DenseSnapshot(value)
-        before = self.random.read()
+        self.devices = devices_of([*tensors_of(value), *self.tensors])
+        self.modes = Modes.current(self.devices)
+        del self.tensors
+        self.enclosing = Enclosing.current()
+        self.snapshots[0] = DenseSnapshot(value, self.enclosing)
+        sources = self.sources()
+        unwatched = FOREIGN if self.habits.foreign is False else ()
+        foreign = [source.read() for source in unwatched]
+        before = [source.read() for source in sources]
         for action in self.program.sweep:
             if isinstance(action, Store):
-                self.snapshots[action.index] = DenseSnapshot(value)
+                self.snapshots[action.index] = DenseSnapshot(value, self.enclosing)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
             elif isinstance(action, (Forward, Save)):
                 value = self.first_run(action.index, value, keep=isinstance(action, Save))
-                after = self.random.read()
+                after = [source.read() for source in sources]
                 if after != before:
-                    self.states[action.index].random = before
+                    drawn = zip(sources, before, after, strict=True)
+                    self.states[-1].random = tuple((source, old) for source, old, new in drawn if old != new)
                 before = after
+        if [source.read() for source in unwatched] != foreign:
+            self.habits.foreign = True
+            raise RecomputeError(
+                "a stage draws from Python's random or NumPy's global generator, as none did in earlier steps, so it "
+                "cannot be run again in this step; repeat the step (from now on these generators are replayed)"
+            )
+        self.habits.foreign = bool(self.habits.foreign) or any(
+            source in FOREIGN for state in self.states for source, _ in state.random
+        )
         return value
+
+    def sources(self) -> list[Source]:
+        """Return the generators that are watched: torch's, the user's, others until none is seen to draw from them."""
+        owned = [TorchRandom(generator) for stage in self.stages for generator in stage.generators()]
+        foreign = () if self.habits.foreign is False else FOREIGN
+        return list(dict.fromkeys([*default_sources(self.devices), *owned, *foreign]))
 
     def first_run(self, index: int, value: Any, *, keep: bool) -> Any:
         """Run a stage for the first time."""
         stage = self.stages[index]
-        state = StageState(stage, self.changing[index])
+        state = StageState(stage, self.habits.changing[index])
         self.states.append(state)
         versions = versions_of(value)
-        with hooked(self.packers[index].record(self, keep=keep)):
+        with hooked(self.packers[index].record(self, keep=keep, enclosing=self.enclosing)):
             output = stage(value)
         if versions_of(value) != versions:
             raise RecomputeError(
                 f"stage {stage.name!r} changes its input in place, so it cannot be run again [8]; "
                 "join it with the stage before it, or use inplace=False"
             )
-        self.changing[index] = state.finish()
+        self.habits.changing[index] = state.finish()
         return output
 
-    def need(self, holder: Holder) -> None:
-        """Advance the schedule for a stage whose backward has begun [2], and fill the holder."""
-        if holder.kept is None and self.front <= holder.stage:
-            task = torch._C._current_graph_task_id()
-            if task != self.task:
-                self.restart()
-            else:
-                with self.replaying():
-                    self.refill_alone(holder.stage)
-                return
-        self.task = torch._C._current_graph_task_id()
-        if self.front > holder.stage:
-            self.advance(holder.stage)
+    def fetch(self, holder: Holder) -> torch.Tensor:
+        """Return a saved tensor to a backward pass."""
+        with self.lock:  # [10]
+            stage = holder.stage
+            if stage < self.ready:
+                self.follow(torch._C._current_graph_task_id())
+                self.advance(stage)
+            if holder.kept is None:
+                self.recover(stage)
+            if holder.kept is None:
+                raise RecomputeError(f"internal error: a saved tensor of stage {stage} was not rebuilt")
+            return holder.kept.get()
+
+    def follow(self, task: int) -> None:
+        """Follow the schedule for a graph task, all of which runs under the same modes."""
+        if task != self.task or task == -1:
+            self.task = task
+            self.entered = None if self.modes.active() else self.modes
+
+    def recover(self, stage: int) -> None:
+        """Fill the holders of a stage that the schedule has passed."""
+        task = torch._C._current_graph_task_id()
+        self.warn(stage)
+        if task != self.task:
+            self.restart()
+            self.follow(task)
+            self.advance(stage)
+        else:
+            self.refill_alone(stage)
+
+    def warn(self, stage: int) -> None:
+        """Say once that the budget was made for another order of backward."""
+        if not self.habits.warned:
+            self.habits.warned = True
+            warnings.warn(
+                f"backward asked again for stage {self.stages[stage].name!r}, which the plan was done with (a second "
+                "backward, a part of the graph, another order); gradients are right, but time and memory may exceed "
+                "the plan's",
+                BudgetWarning,
+                stacklevel=2,
+            )
 
     def restart(self) -> None:
         """Begin the schedule anew, from x_0 [5]."""
         for packer in self.packers:
             packer.empty()
         self.snapshots = {0: self.snapshots[0]}
+        self.actions = self.program.whole
         self.position = 0
-        self.front = len(self.stages)
-        self.restarted = True
+        self.ready = len(self.stages)
 
     def advance(self, stage: int) -> None:
-        """Perform actions up to the backward of a stage; after a failure the schedule begins anew [5]."""
+        """Perform actions up to the backward of a stage; after a failure the schedule begins anew [10]."""
         try:
-            self.perform(stage)
+            with Replay(self.entered) as replay:
+                self.perform(stage, replay)
         except BaseException:
             self.restart()
             raise
 
-    def perform(self, stage: int) -> None:
+    def perform(self, stage: int, replay: Replay) -> None:
         """Perform actions up to the backward of a stage."""
-        actions = self.program.sweep + self.program.rest if self.restarted else self.program.rest
-        cursor: Any = None
-        with ExitStack() as stack:
-            entered = False
-            while True:
-                action = actions[self.position]
-                if isinstance(action, Backward):
-                    if action.index == stage:
-                        self.front = stage + 1
-                        return
-                    cursor = None
-                    self.packers[action.index].empty()  # [4]
-                    self.front = action.index
-                elif isinstance(action, Store):
-                    self.snapshots[action.index] = DenseSnapshot(cursor)
-                elif isinstance(action, Load):
-                    cursor = self.snapshots[action.index].load()
-                elif isinstance(action, Drop):
-                    del self.snapshots[action.index]
-                elif isinstance(action, (Forward, Save, Rebuild)):
-                    if not entered:
-                        stack.enter_context(self.replaying())
-                        entered = True
-                    if self.restarted and self.position == 0:
-                        cursor = self.snapshots[0].load()
-                    cursor = self.run_again(action, cursor)
-                self.position += 1
+        cursor = self.snapshots[0].load() if self.actions is self.program.whole and not self.position else None
+        while True:
+            action = self.actions[self.position]
+            if isinstance(action, Backward):
+                if action.index == stage:
+                    self.ready = stage
+                    return
+                cursor = None
+                self.packers[action.index].empty()  # [4]
+            elif isinstance(action, (Forward, Save, Rebuild)):
+                cursor = self.run_again(action, cursor, replay)
+            elif isinstance(action, Load):
+                cursor = self.snapshots[action.index].load()
+            elif isinstance(action, Store):
+                self.snapshots[action.index] = DenseSnapshot(cursor)
+            elif isinstance(action, Drop):
+                del self.snapshots[action.index]
+            self.position += 1
 
     def refill_alone(self, stage: int) -> None:
         """Fill the holders of one stage from the nearest stored activation [6]."""
         nearest = max(index for index in self.snapshots if index <= stage)
         cursor = self.snapshots[nearest].load()
-        for index in range(nearest, stage):
-            cursor = self.run_again(Forward(index), cursor)
-        self.run_again(Rebuild(stage), cursor)
+        with Replay(self.entered) as replay:
+            for index in range(nearest, stage):
+                cursor = self.run_again(Forward(index), cursor, replay)
+            self.run_again(Rebuild(stage), cursor, replay)
 
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Enter what every run of a stage but its first needs [7], and put it back."""
-        with ExitStack() as stack:
-            stack.callback(self.random.write, self.random.read())
-            self.autocast.enter(stack)
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(recomputing())
-            yield
-
-    def run_again(self, action: Forward | Save | Rebuild, value: Any) -> Any:
+    def run_again(self, action: Forward | Save | Rebuild, value: Any, replay: Replay) -> Any:
         """Run a stage again; return the new cursor, detached."""
-        stage, state, packer = self.stages[action.index], self.states[action.index], self.packers[action.index]
-        if isinstance(action, Rebuild) and not packer.live():
-            return None
-        if state.random is not None:
-            self.random.write(state.random)
-        with state.replayed() as temporary:
-            stop = isinstance(action, Rebuild) and stage.stops_early
-            pack, check = packer.refill(temporary, keep=not isinstance(action, Forward), stop=stop)
-            with suppress(StopRebuild), hooked(pack):
-                output = cut(stage(value))
-                check()
-                return output
-        return None
+        index = action.index
+        stage, state, packer = self.stages[index], self.states[index], self.packers[index]
+        stop = -1
+        if type(action) is Rebuild:
+            stop = packer.last()
+            if stop < 0:
+                return None
+            if not stage.stops_early:
+                stop = -1
+        if state.random:
+            replay.draw(state.random)
+        with state:
+            pack, check = packer.refill(state.temporary, keep=type(action) is not Forward, stop=stop)
+            try:
+                with hooked(pack):
+                    output = stage(value)
+            except StopRebuild:
+                return None
+            check()
+            return cut(output)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from revolve.schedules.frontier import solve
@@ -14,50 +12,17 @@ from revolve.schedules.plans import Plan
 from revolve.schedules.units import parse_bytes
 
 from .exceptions import ModelError, PlanMismatch
-from .executor import Program, Run
 from .measurement import measure
 from .memory import free_bytes
+from .runner import Runner
 from .stages import check_sequential, match_stages
 
-__all__ = ["Runner", "checkpointed", "plan_of", "restore"]
+__all__ = ["checkpointed", "plan_of", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Plans that cover plain training leave no trace on the model itself, so they are remembered here.
 PLAIN_PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
-
-
-class Runner:
-    """Stands in for the ``forward`` of one model instance.
-
-    It refers to the model's children, not to the model, so that it makes no reference cycle and
-    pickles and deep-copies together with it.
-
-    Parameters
-    ----------
-    children
-        The model's own table of children.
-    plan
-        The plan to execute.
-    """
-
-    def __init__(self, children: Mapping[str, nn.Module | None], plan: Plan) -> None:
-        self.children = children
-        self.plan = plan
-        self.program = Program.from_plan(plan)
-        self.names = [stage.name for stage in plan.chain.stages]
-        self.changing: list[set[str] | None] = [None] * len(self.names)
-
-    @torch.compiler.disable
-    def __call__(self, input: Any) -> Any:
-        """Run the model: by the plan in training, untouched in eval mode and under no_grad."""
-        children = [child for child in self.children.values() if child is not None]
-        if torch.is_grad_enabled() and any(child.training for child in children):
-            stages = match_stages(self.children, self.names)  # anew, since modules may have been replaced
-            return Run(stages, self.program, self.changing).forward(input)
-        for child in children:
-            input = child(input)
-        return input
 
 
 def checkpointed(
@@ -98,7 +63,9 @@ def checkpointed(
     Notes
     -----
     In eval mode, under ``torch.no_grad()``, and with a plan that covers plain training, the model
-    runs untouched.
+    runs untouched. A call that looks otherwise than the measured one (shapes, dtypes, training flags, frozen
+    parameters, autocast) is measured and planned for within the same budget when it comes for the first time;
+    where the budget is too small for it, that is an InfeasibleBudget. A plan without a budget serves every call.
     """
     sequential = check_sequential(model)
     if plan is None:

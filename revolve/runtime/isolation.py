@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from revolve.storage.boundary import tensors_of
 
 from .exceptions import MeasurementError
+from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
 from .stages import StageModule
-from .state import RandomState, devices_of
 
 __all__ = ["gradients_present", "isolated", "restore_table"]
 
@@ -35,7 +35,8 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
         Boundaries whose devices' random number generators are put back, too.
     """
     tensors = [*(t for stage in stages for t in stage.tensors()), *(t for value in values for t in tensors_of(value))]
-    random = RandomState(devices_of(tensors))
+    owned = [TorchRandom(generator) for stage in stages for generator in stage.generators()]
+    random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
     modules = dict.fromkeys(module for stage in stages for module in stage.modules)
     with ExitStack() as stack:
         stack.callback(random.write, random.read())

@@ -5,27 +5,29 @@ Every stage runs through the very functions that execute a plan, so what is meas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain, Stage
-from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of, versions_of
+from revolve.storage.boundary import bytes_of, cut, map_tensors, storage_keys, tensors_of, versions_of
 
 from .allocations import trace_allocations
 from .bench import Bench, Trial, extra, time_loss, time_stages, try_loss, try_stage
 from .exceptions import MeasurementError
-from .executor import recomputing
+from .generators import devices_of
 from .isolation import isolated
+from .replay import recomputing
 from .saving import hooked
+from .situations import describe_input
 from .stages import StageModule, check_sequential, flatten
-from .state import devices_of
 
-__all__ = ["default_loss", "find_stages", "measure", "measure_stages", "running"]
+__all__ = ["default_loss", "find_stages", "measure", "measure_children", "measure_stages", "running"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -75,10 +77,22 @@ def measure(
         raise MeasurementError(
             "the model is in eval mode, where nothing is kept for backward; call model.train() first"
         )
-    stages = flatten(list(sequential._modules.items()))
-    with isolated(stages, sample), recomputing():
+    return measure_children(sequential._modules, sample, type(model).__name__, loss, progress)
+
+
+def measure_children(
+    children: Mapping[str, nn.Module | None],
+    sample: Any,
+    name: str,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    progress: Progress | None = None,
+) -> Chain:
+    """Measure a table of children that run one after the other; also in the middle of a step."""
+    stages = flatten([(path, child) for path, child in children.items() if child is not None])
+    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
+    with isolated(stages, sample), recomputing(), keep:
         glued = find_stages(stages, sample)
-        return measure_stages(glued, sample, loss or default_loss, progress, type(model).__name__)
+        return measure_stages(glued, sample, loss or default_loss, progress, name)
 
 
 def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModule]:
@@ -121,7 +135,7 @@ def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModu
 
 def copy_of(value: Any) -> Any:
     """Return a copy of a boundary that may be changed in place."""
-    return tree_map_only(torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad).view_as(t), value)
+    return map_tensors(lambda t: t.detach().clone().requires_grad_(t.requires_grad).view_as(t), value)
 
 
 @contextmanager
@@ -132,10 +146,9 @@ def running(stage: StageModule, value: Any) -> Iterator[None]:
     except (MeasurementError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        inputs = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors_of(value))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MeasurementError(
-            f"stage {stage.name!r} cannot be run on its input ({inputs or type(value).__name__}): {reason}"
+            f"stage {stage.name!r} cannot be run on its input ({describe_input(value)}): {reason}"
         ) from error
 
 

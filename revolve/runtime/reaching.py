@@ -1,23 +1,26 @@
-"""The modules and tensors that a plain function uses, as far as they can be seen from outside."""
+"""The modules, tensors and generators that a plain function uses, as far as they can be seen from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 __all__ = ["reach", "referents"]
 
+LEAVES = (nn.Module, torch.Tensor, torch.Generator)
+Found = TypeVar("Found", nn.Module, torch.Tensor, torch.Generator)
 
-def reach(function: Callable[..., Any]) -> Iterator[nn.Module | torch.Tensor]:
-    """Yield the modules and tensors that a function refers to, each once; a module is not looked into.
+
+def reach(function: Callable[..., Any], kind: type[Found]) -> Iterator[Found]:
+    """Yield what of one kind a function refers to, each once; a module is not looked into.
 
     Seen are closures, default arguments, bound and partial arguments, attributes of callable objects,
-    and the modules and tensors among the global names that the function mentions.
+    and the modules, tensors and generators among the global names that the function mentions.
     """
     seen: set[int] = set()
     waiting: list[Any] = [function]
@@ -26,9 +29,9 @@ def reach(function: Callable[..., Any]) -> Iterator[nn.Module | torch.Tensor]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, (nn.Module, torch.Tensor)):
+        if isinstance(value, kind):
             yield value
-        else:
+        elif not isinstance(value, LEAVES):
             waiting.extend(referents(value))
 
 
@@ -74,9 +77,9 @@ def cells_of(function: FunctionType) -> Iterator[Any]:
 
 
 def globals_of(function: FunctionType) -> Iterator[Any]:
-    """Yield modules, tensors, containers and the same file's functions among the global names of a function."""
+    """Yield modules, tensors, generators, containers and the file's functions among a function's global names."""
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
         neighbour = isinstance(value, FunctionType) and value.__globals__ is function.__globals__
-        if neighbour or isinstance(value, (nn.Module, torch.Tensor, list, tuple, dict)):
+        if neighbour or isinstance(value, (*LEAVES, list, tuple, dict)):
             yield value

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from revolve.storage.boundary import storages_of
+from revolve.storage.boundary import storages_of, version_of
+from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
 
-__all__ = ["Holder", "Packer", "StopRebuild", "hooked"]
+__all__ = ["Holder", "Kept", "Packer", "StopRebuild", "hooked"]
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -22,8 +22,8 @@ Signature = tuple[torch.Size, torch.dtype, torch.device]
 class Owner(Protocol):
     """Fills empty holders when backward needs them."""
 
-    def need(self, holder: Holder) -> None:
-        """Make sure that the holder has its tensor."""
+    def fetch(self, holder: Holder) -> torch.Tensor:
+        """Return the tensor of a holder."""
 
 
 class StopRebuild(BaseException):
@@ -47,13 +47,27 @@ class Kept:
         RuntimeError
             If it was changed in place meanwhile, as plain training would.
         """
-        if not self.tensor.is_inference() and self.tensor._version != self.version:
+        if version_of(self.tensor) != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"[{self.tensor.type()} {list(self.tensor.shape)}] is at version {self.tensor._version}; expected "
                 f"version {self.version} instead"
             )
         return self.tensor
+
+
+class KeptElsewhere:
+    """A tensor that the hooks around the model keep [9]."""
+
+    __slots__ = ("enclosing", "packed")
+
+    def __init__(self, tensor: torch.Tensor, enclosing: Enclosing) -> None:
+        self.enclosing = enclosing
+        self.packed = enclosing.pack(tensor.detach())
+
+    def get(self) -> torch.Tensor:
+        """Return the tensor."""
+        return self.enclosing.unpack(self.packed)
 
 
 class Holder:
@@ -74,30 +88,24 @@ class Holder:
     def __init__(self, owner: Owner, stage: int) -> None:
         self.owner = owner
         self.stage = stage
-        self.kept: Kept | None = None
+        self.kept: Kept | KeptElsewhere | None = None
 
 
 def unpack(packed: Kept | Holder) -> torch.Tensor:
     """Return the saved tensor to autograd."""
-    if isinstance(packed, Kept):
-        return packed.get()
-    packed.owner.need(packed)
-    if packed.kept is None:
-        raise RecomputeError(f"internal error: a saved tensor of stage {packed.stage} was not rebuilt")
-    return packed.kept.get()
+    return packed.owner.fetch(packed) if isinstance(packed, Holder) else packed.get()
 
 
 def key_of(tensor: torch.Tensor) -> int:
     """Return the identity of a tensor's storage; of its values' where it is sparse."""
-    key: int = storages_of(tensor)[-1]._cdata
+    storage = tensor.untyped_storage() if tensor.layout is torch.strided else storages_of(tensor)[-1]
+    key: int = storage._cdata
     return key
 
 
-@contextmanager
-def hooked(pack: Callable[[torch.Tensor], Any]) -> Iterator[None]:
-    """Run with ``pack`` deciding what autograd keeps."""
-    with saved_tensors_hooks(pack, unpack):
-        yield
+def hooked(pack: Callable[[torch.Tensor], Any]) -> saved_tensors_hooks:
+    """Return the context in which ``pack`` decides what autograd keeps."""
+    return saved_tensors_hooks(pack, unpack)
 
 
 class Packer:
@@ -112,6 +120,8 @@ class Packer:
         storage takes over an identity.
     """
 
+    __slots__ = ("holders", "name", "signatures", "stage", "through")
+
     def __init__(self, stage: int, name: str, through: Mapping[int, torch.UntypedStorage]) -> None:
         self.stage = stage
         self.name = name
@@ -123,12 +133,23 @@ class Packer:
         """Return the holders that the graph still owns."""
         return [holder for reference in self.holders if (holder := reference()) is not None]
 
+    def last(self) -> int:
+        """Return the position of the last holder that the graph still owns, -1 if there is none."""
+        for position in range(len(self.holders) - 1, -1, -1):
+            if self.holders[position]() is not None:
+                return position
+        return -1
+
     def empty(self) -> None:
         """Free what the holders keep."""
-        for holder in self.live():
-            holder.kept = None
+        for reference in self.holders:
+            holder = reference()
+            if holder is not None:
+                holder.kept = None
 
-    def record(self, owner: Owner, *, keep: bool, temporary: Container[int] = ()) -> Callable[[torch.Tensor], Any]:
+    def record(
+        self, owner: Owner, *, keep: bool, temporary: Container[int] = (), enclosing: Enclosing | None = None
+    ) -> Callable[[torch.Tensor], Any]:
         """Return the pack hook of the first run.
 
         Parameters
@@ -139,23 +160,26 @@ class Packer:
             Whether holders are filled at once.
         temporary
             As in :meth:`refill`.
+        enclosing
+            The hooks around the model, if there are any.
         """
+        stage, through, holders, signatures = self.stage, self.through, self.holders, self.signatures
 
         def pack(tensor: torch.Tensor) -> Kept | Holder:
             key = key_of(tensor)
-            if key in self.through or key in temporary:
+            if key in through or key in temporary:
                 return Kept(tensor)
-            holder = Holder(owner, self.stage)
+            holder = Holder(owner, stage)
             if keep:
-                holder.kept = Kept(tensor)
-            self.holders.append(weakref.ref(holder))
-            self.signatures.append((tensor.shape, tensor.dtype, tensor.device))
+                holder.kept = KeptElsewhere(tensor, enclosing) if enclosing else Kept(tensor)
+            holders.append(weakref.ref(holder))
+            signatures.append((tensor.shape, tensor.dtype, tensor.device))
             return holder
 
         return pack
 
     def refill(
-        self, temporary: Container[int], *, keep: bool, stop: bool
+        self, temporary: Container[int], *, keep: bool, stop: int = -1
     ) -> tuple[Callable[[torch.Tensor], Any], Callable[[], None]]:
         """Return the pack hook of a later run, and the check to call after it.
 
@@ -166,43 +190,46 @@ class Packer:
         keep
             Whether the run fills the holders again.
         stop
-            Raise StopRebuild at the last tensor that the graph still needs.
+            Position at which to raise StopRebuild; -1 runs to the stage's end.
         """
-        last = max((index for index, reference in enumerate(self.holders) if reference() is not None), default=-1)
+        through, holders, signatures = self.through, self.holders, self.signatures
         seen = 0
 
         def pack(tensor: torch.Tensor) -> None:
             nonlocal seen
             key = key_of(tensor)
-            if key in self.through or key in temporary:
+            if key in through or key in temporary:
                 return
             index = seen
             seen += 1
-            if index >= len(self.signatures):
-                raise self.mismatch(f"it saved {len(self.signatures)} tensors in its first run and more when run again")
             signature = (tensor.shape, tensor.dtype, tensor.device)
-            if signature != self.signatures[index]:
-                was, now = (describe(entry) for entry in (self.signatures[index], signature))
-                raise self.mismatch(f"its saved tensor {index} was {was} in the first run and is {now} when run again")
-            holder = self.holders[index]()
-            if keep and holder is not None and holder.kept is None:
-                holder.kept = Kept(tensor)
-            if stop and index == last:
+            if index >= len(signatures) or signature != signatures[index]:
+                raise self.unlike(index, signature)
+            if keep:
+                holder = holders[index]()
+                if holder is not None and holder.kept is None:
+                    holder.kept = Kept(tensor)
+            if index == stop:
                 raise StopRebuild
 
         def check() -> None:
-            if seen != len(self.signatures):
-                raise self.mismatch(
-                    f"it saved {len(self.signatures)} tensors in its first run and {seen} when run again"
-                )
+            if seen != len(signatures):
+                raise self.mismatch(f"it saved {len(signatures)} tensors in its first run and {seen} when run again")
 
         return pack, check
+
+    def unlike(self, index: int, signature: Signature) -> RecomputeError:
+        """Return the error for a saved tensor that the first run did not save."""
+        if index >= len(self.signatures):
+            return self.mismatch(f"it saved {len(self.signatures)} tensors in its first run and more when run again")
+        was, now = (describe(entry) for entry in (self.signatures[index], signature))
+        return self.mismatch(f"its saved tensor {index} was {was} in the first run and is {now} when run again")
 
     def mismatch(self, reason: str) -> RecomputeError:
         """Return the error for a stage that does something else when run again."""
         return RecomputeError(
             f"stage {self.name!r} cannot be recomputed: {reason}; a stage must do the same each time "
-            "(no dependence on counters, time, Python's random or data changed between forward and backward)"
+            "(no dependence on counters, time or data changed between forward and backward)"
         )
 
 

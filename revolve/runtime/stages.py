@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,9 @@ from revolve.storage.boundary import storages_of
 
 from .exceptions import ModelError, PlanMismatch
 from .reaching import reach
+from .tables import Contents, Place, Table
 
-__all__ = ["StageModule", "check_sequential", "flatten", "match_stages"]
+__all__ = ["StageModule", "check_sequential", "flatten", "is_special", "match_stages"]
 
 # Attributes that let a container do something besides running its children: hooks, a forward of its own.
 SPECIAL = (
@@ -55,8 +56,20 @@ class StageModule:
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """Every module of the stage, each once."""
-        roots = [root for function in self.functions for root in reach(function) if isinstance(root, nn.Module)]
+        roots = [root for function in self.functions for root in reach(function, nn.Module)]
         return tuple(dict.fromkeys(module for root in roots for module in root.modules()))
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """The modules' own tables: of the parameters of each, then of the buffers of each."""
+        return (*(module._parameters for module in self.modules), *(module._buffers for module in self.modules))
+
+    def contents(self) -> Contents:
+        """Return what the tables hold now."""
+        known = self.__dict__.get("known")
+        if known is None or not known.intact():
+            known = self.__dict__["known"] = Contents(self.tables)
+        return known
 
     @cached_property
     def stops_early(self) -> bool:
@@ -69,20 +82,43 @@ class StageModule:
     @cached_property
     def loose(self) -> tuple[torch.Tensor, ...]:
         """The tensors that functions of the stage use outside of modules."""
-        found = [value for function in self.functions for value in reach(function)]
-        return tuple(value for value in found if isinstance(value, torch.Tensor))
+        return tuple(value for function in self.loose_functions for value in reach(function, torch.Tensor))
 
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield parameters, buffers and loose tensors."""
+    @cached_property
+    def loose_functions(self) -> tuple[Callable[[Any], Any], ...]:
+        """The functions that are no modules."""
+        return tuple(function for function in self.functions if not isinstance(function, nn.Module))
+
+    def generators(self) -> list[torch.Generator]:
+        """Return the random number generators that the user keeps in attributes, closures and arguments."""
+        found = [value for function in self.loose_functions for value in reach(function, torch.Generator)]
         for module in self.modules:
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    yield tensor
-        yield from self.loose
+            attributes = module.__dict__.values()
+            if torch.Generator in map(type, attributes):
+                found += [value for value in attributes if type(value) is torch.Generator]
+        return found
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return parameters, buffers and loose tensors."""
+        return [*(tensor for table in self.tables for tensor in table.values() if tensor is not None), *self.loose]
 
     def storages(self) -> dict[int, torch.UntypedStorage]:
         """Return the storages of parameters and buffers by their identity."""
         return {storage._cdata: storage for tensor in self.tensors() for storage in storages_of(tensor)}
+
+    def is_buffer(self, place: Place) -> bool:
+        """Whether a place is in a table of buffers."""
+        return place[0] >= len(self.modules)
+
+    def module_of(self, place: Place) -> tuple[int, nn.Module]:
+        """Return number and module that a place belongs to."""
+        number = place[0] % len(self.modules)
+        return number, self.modules[number]
+
+    def describe(self, place: Place) -> str:
+        """Name a parameter or buffer in an error message."""
+        number, module = self.module_of(place)
+        return f"{place[1]} of module {number} ({type(module).__name__})"
 
 
 def check_sequential(model: Any) -> nn.Sequential:
@@ -104,6 +140,12 @@ def check_sequential(model: Any) -> nn.Sequential:
     return model
 
 
+def is_special(container: nn.Module) -> bool:
+    """Whether a container does something of its own besides running its children."""
+    attributes = container.__dict__
+    return any(attributes.get(name) for name in SPECIAL)
+
+
 def flatten(
     functions: Sequence[tuple[str, Callable[[Any], Any]]], whole: frozenset[str] = frozenset()
 ) -> list[StageModule]:
@@ -121,8 +163,7 @@ def flatten(
     """
     stages: list[StageModule] = []
     for path, function in functions:
-        special = any(getattr(function, "__dict__", {}).get(name) for name in SPECIAL)
-        if type(function) is nn.Sequential and len(function) and not special and path not in whole:
+        if type(function) is nn.Sequential and len(function) and not is_special(function) and path not in whole:
             nested = [(f"{path}.{name}", child) for name, child in function._modules.items() if child is not None]
             stages += flatten(nested, whole)
         else:

@@ -1,165 +1,124 @@
-"""State outside the tensors: random numbers, buffers, training flags, autocast.
+"""What the first run of a stage saw: random numbers, parameters, buffers, training flags.
 
-Running a stage again must see what its first run saw, and leave no trace.
+Running a stage again must see the same, and leave no trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from revolve.storage.boundary import storage_keys, versions_of
+from revolve.storage.boundary import storage_keys, version_of
 
 from .exceptions import RecomputeError
+from .generators import Source
 from .stages import StageModule
+from .tables import NOWHERE, Place, fill
 
-__all__ = ["AutocastState", "RandomState", "StageState", "devices_of", "norm_statistics"]
+__all__ = ["Habits", "StageState", "same"]
 
-RandomBytes = tuple[bytes, ...]
-
-
-def devices_of(tensors: Iterable[torch.Tensor]) -> tuple[torch.device, ...]:
-    """Return the accelerators that tensors live on; the CPU is always meant as well."""
-    return tuple(dict.fromkeys(t.device for t in tensors if t.device.type == "cuda"))
+NO_KEYS: frozenset[int] = frozenset()
+STATISTICAL = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, nn.InstanceNorm1d.forward)
 
 
-@dataclass(frozen=True)
-class RandomState:
-    """The random number generators a run may draw from: the CPU's and those of some devices."""
-
-    devices: tuple[torch.device, ...]
-
-    def read(self) -> RandomBytes:
-        """Return the states; as bytes, since as tensors they would count as training memory."""
-        states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
-        return tuple(state.numpy().tobytes() for state in states)
-
-    def write(self, states: RandomBytes) -> None:
-        """Set the states."""
-        first, *others = (torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states)
-        torch.set_rng_state(first)
-        for device, state in zip(self.devices, others, strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-
-@dataclass(frozen=True)
-class AutocastState:
-    """Whether autocast is on, for each device type."""
-
-    modes: tuple[tuple[str, bool, torch.dtype], ...]
-    cache: bool
-
-    @classmethod
-    def current(cls, devices: Iterable[torch.device]) -> AutocastState:
-        """Read the state of the CPU and the given devices."""
-        kinds = dict.fromkeys(["cpu", *(device.type for device in devices)])
-        modes = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-        return cls(modes, torch.is_autocast_cache_enabled())
-
-    def enter(self, stack: ExitStack) -> None:
-        """Enter this state until ``stack`` closes, where it differs from the current one."""
-        for kind, enabled, dtype in self.modes:
-            if enabled or torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
-
-
-def norm_statistics(stage: StageModule) -> list[torch.Tensor]:
-    """Return the running statistics that the stage updates but, in training mode, never reads."""
-    return [
-        buffer
-        for module in stage.modules
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
-        for buffer in module._buffers.values()
-        if buffer is not None
-    ]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A parameter or buffer as the first run found it.
+class Habits:
+    """What the stages of a model were seen to do, shared by all its runs.
 
     Attributes
     ----------
-    name
-        For people.
-    table, key
-        Where its module keeps it.
-    tensor
-        The tensor; None where there was none.
-    version
-        Its version counter.
+    changing
+        For each stage the places of the buffers it changes, None before they are known.
+    foreign
+        Whether a stage draws from the generators of Python or NumPy, None before it is known.
+    warned
+        Whether it was said that a backward pass left the plan.
     """
 
-    name: str
-    table: dict[str, Any]
-    key: str
-    tensor: torch.Tensor | None
-    version: tuple[int, ...]
-
-    @property
-    def changed(self) -> bool:
-        """Whether there is another tensor now, or it was changed in place."""
-        return self.table.get(self.key) is not self.tensor or versions_of(self.tensor) != self.version
-
-
-def entries_of(stage: StageModule, *, buffers: bool) -> list[Entry]:
-    """Return the parameters of the stage, or its buffers but for those of norms: a stage may read what it changes."""
-    loose = [] if buffers else [(str(number), tensor) for number, tensor in enumerate(stage.loose)]
-    return [
-        Entry(f"tensor {number} outside of modules", {number: tensor}, number, tensor, versions_of(tensor))
-        for number, tensor in loose
-    ] + [
-        Entry(f"{key} of module {number} ({type(module).__name__})", table, key, tensor, versions_of(tensor))
-        for number, module in enumerate(stage.modules)
-        if not (buffers and isinstance(module, nn.modules.batchnorm._NormBase))
-        for table in (module._buffers if buffers else module._parameters,)
-        for key, tensor in table.items()
-    ]
+    def __init__(self, length: int) -> None:
+        self.changing: list[frozenset[Place] | None] = [None] * length
+        self.foreign: bool | None = None
+        self.warned = False
 
 
 class StageState:
-    """What the first run of one stage saw.
+    """What the first run of one stage saw, entered by every later run [7].
 
     Parameters
     ----------
     stage
         The stage.
     changing
-        Names of the buffers that the stage is known to change, found by :meth:`finish`; the set is
-        shared by all runs of a model. None before the first run: then every buffer is compared.
+        Places of the buffers that the stage is known to change. None before the first run of all: then
+        :meth:`finish` compares every buffer.
 
     Attributes
     ----------
+    random
+        The generators that the stage draws from, each with its state before.
     before
-        Names of the buffers that the stage changes (may change, until :meth:`finish`), each with the
-        buffer and a copy of its old value.
+        The buffers that the stage changes (may change, until :meth:`finish`), each with a copy of its old value.
+    temporary
+        Identities of the storages that stand in for buffers while the stage runs again.
     """
 
-    def __init__(self, stage: StageModule, changing: set[str] | None) -> None:
-        self.stage = stage
-        self.training = tuple(module.training for module in stage.modules)
-        self.random: RandomBytes | None = None
-        self.changing = changing
-        self.parameters = entries_of(stage, buffers=False)
-        self.buffers = entries_of(stage, buffers=True)
-        self.before = {
-            entry.name: (entry.tensor, entry.tensor.detach().clone())
-            for entry in self.buffers
-            if entry.tensor is not None and (changing is None or entry.name in changing)
-        }
+    __slots__ = (
+        "before",
+        "changing",
+        "contents",
+        "datas",
+        "flags",
+        "loose",
+        "random",
+        "replaced",
+        "stage",
+        "temporary",
+        "training",
+        "versions",
+    )
 
-    def finish(self) -> set[str]:
+    def __init__(self, stage: StageModule, changing: frozenset[Place] | None) -> None:
+        self.stage = stage
+        self.training = [module.training for module in stage.modules]
+        self.random: tuple[tuple[Source, Any], ...] = ()
+        self.changing = changing
+        self.contents = stage.contents()
+        self.versions = self.contents.versions()
+        self.loose = [version_of(tensor) for tensor in stage.loose]
+        self.before: dict[Place, tuple[torch.Tensor, torch.Tensor]] = {}
+        if changing is None or changing:
+            for place, tensor in self.contents.items():
+                if stage.is_buffer(place) if changing is None else place in changing:
+                    self.before[place] = (tensor, tensor.detach().clone())
+        self.temporary: set[int] | frozenset[int] = NO_KEYS
+
+    def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
+        """Return the parameters that have been changed in place, and the buffers that were changed or replaced."""
+        contents = self.contents
+        if contents.versions() == self.versions and contents.intact():
+            return NOWHERE, NOWHERE
+        touched = contents.touched(self.versions)
+        buffers = frozenset(place for place in touched | contents.replaced() if self.stage.is_buffer(place))
+        return touched - buffers, buffers
+
+    def loose_touched(self) -> list[int]:
+        """Return the numbers of the tensors outside of modules that have been changed in place."""
+        tensors = zip(self.stage.loose, self.loose, strict=True)
+        return [number for number, (tensor, version) in enumerate(tensors) if version_of(tensor) != version]
+
+    def name(self, places: frozenset[Place], loose: list[int]) -> str:
+        """Name one of some places or loose tensors."""
+        return self.stage.describe(min(places)) if places else f"tensor {loose[0]} outside of modules"
+
+    def finish(self) -> frozenset[Place]:
         """Compare buffers and parameters after the first run; keep old values of buffers that changed.
 
         Returns
         -------
-        set of str
-            Names of the buffers that the stage changes.
+        frozenset
+            Places of the buffers that the stage changes: natively compiled norms leave version counters alone,
+            so that contents are compared.
 
         Raises
         ------
@@ -167,66 +126,77 @@ class StageState:
             If the stage changed one of its parameters, or a buffer that earlier runs did not change, so that
             its old value is lost.
         """
-        for entry in self.parameters:
-            if versions_of(entry.tensor) != entry.version:
-                raise RecomputeError(
-                    f"stage {self.stage.name!r} changes {entry.name} in its own forward, as Embedding(max_norm=...) "
-                    "does, so it cannot be run again; change it outside of the model"
-                )
+        parameters, buffers = self.moved()
+        loose = self.loose_touched() if self.loose else []
+        if parameters or loose:
+            raise RecomputeError(
+                f"stage {self.stage.name!r} changes {self.name(parameters, loose)} in its own forward, as "
+                "Embedding(max_norm=...) does, so it cannot be run again; change it outside of the model"
+            )
         if self.changing is None:
-            self.changing = {entry.name for entry in self.buffers if self.differs(entry)}
-        for entry in self.buffers:
-            if entry.name not in self.changing and entry.changed:
-                raise RecomputeError(
-                    f"stage {self.stage.name!r} changed its buffer {entry.name}, which it had left alone in earlier "
-                    "steps; call revolve.checkpointed again on the model before this step"
-                )
-        self.before = {name: pair for name, pair in self.before.items() if name in self.changing}
+            self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)}
+            self.before = {place: pair for place, pair in self.before.items() if place in self.changing}
+        elif not buffers <= self.changing:
+            raise RecomputeError(
+                f"stage {self.stage.name!r} changed its buffer {self.name(buffers - self.changing, [])}, which it had "
+                "left alone in earlier steps; call revolve.checkpointed again on the model before this step"
+            )
         return self.changing
 
-    def differs(self, entry: Entry) -> bool:
-        """Whether a buffer was replaced by another tensor, or changed by content."""
-        if entry.table.get(entry.key) is not entry.tensor:
-            return True
-        return entry.tensor is not None and not same(*self.before[entry.name])
+    def is_statistic(self, place: Place) -> bool:
+        """Whether a buffer is a statistic that its module, in training mode, updates but never reads."""
+        number, module = self.stage.module_of(place)
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        return type(module).forward in STATISTICAL and self.training[number] and not hooked
 
-    @contextmanager
-    def replayed(self) -> Iterator[set[int]]:
-        """Let buffers and training flags be those of the first run; yield the temporary storages.
+    def check(self) -> None:
+        """Check that nothing the stage reads has been changed since.
 
         Raises
         ------
         RecomputeError
-            If a parameter, or a buffer that the stage does not change, was changed in place since.
+            If a parameter, or a buffer that the stage does not change, was changed in place.
         """
-        changing = self.changing or set()
-        for entry in (*self.parameters, *(entry for entry in self.buffers if entry.name not in changing)):
-            if versions_of(entry.tensor) != entry.version:
-                raise RecomputeError(
-                    f"stage {self.stage.name!r} cannot be run again: {entry.name} has been changed in place since the "
-                    "forward pass; change parameters and buffers (optimizer.step()) after backward"
-                )
-        replaced = [e for e in (*self.parameters, *self.buffers) if e.table.get(e.key) is not e.tensor]
-        present = [(entry.table, entry.key, entry.table.get(entry.key)) for entry in replaced]
-        swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
-        flags = [(m, m.training) for m, was in zip(self.stage.modules, self.training, strict=True) if m.training != was]
-        try:
-            for module, flag in flags:
-                module.training = not flag
-            for entry in replaced:
-                entry.table[entry.key] = entry.tensor
-            old = [*((b, b) for b in norm_statistics(self.stage)), *self.before.values()]
-            for buffer, value in old:
-                swapped.append((buffer, buffer.data))
+        loose = self.loose_touched() if self.loose else []
+        touched = NOWHERE
+        if self.contents.versions() != self.versions:
+            touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
+            touched = frozenset(place for place in touched if not self.is_statistic(place))
+        if touched or loose:
+            raise RecomputeError(
+                f"stage {self.stage.name!r} cannot be run again: {self.name(touched, loose)} has been changed in place "
+                "since the forward pass; change parameters and buffers (optimizer.step()) after backward"
+            )
+
+    def __enter__(self) -> StageState:
+        """Let parameters, buffers and training flags be those of the first run."""
+        self.check()
+        self.flags = []
+        if [module.training for module in self.stage.modules] != self.training:
+            modules = zip(self.stage.modules, self.training, strict=True)
+            self.flags = [module for module, was in modules if module.training is not was]
+            for module in self.flags:
+                module.training = not module.training
+        self.replaced = None if self.contents.intact() else self.contents.put_back()
+        self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if self.before:
+            for buffer, value in self.before.values():
+                self.datas.append((buffer, buffer.data))
                 buffer.data = value.detach().clone()
-            yield storage_keys([buffer for buffer, _ in swapped])
-        finally:
-            for buffer, data in reversed(swapped):
+            self.temporary = storage_keys([buffer for buffer, _ in self.datas])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.datas:
+            for buffer, data in reversed(self.datas):
                 buffer.data = data
-            for table, key, tensor in present:
-                table[key] = tensor
-            for module, flag in flags:
-                module.training = flag
+            self.datas, self.temporary = [], NO_KEYS
+        if self.replaced is not None:
+            fill(self.contents.tables, self.replaced)
+        elif not self.contents.intact():  # the stage itself replaced them
+            self.contents.put_back()
+        for module in self.flags:
+            module.training = not module.training
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

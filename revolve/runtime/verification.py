@@ -17,12 +17,13 @@ from revolve.storage.boundary import tensors_of
 from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
-from .instrumentation import checkpointed, plan_of, restore
+from .generators import RandomState, default_sources, devices_of
+from .instrumentation import plan_of
 from .isolation import isolated, restore_table
 from .measurement import default_loss, running
 from .memory import device_of
 from .stages import StageModule, check_sequential
-from .state import RandomState, devices_of, same
+from .state import same
 
 __all__ = ["Report", "verify"]
 
@@ -127,22 +128,22 @@ def verify(
     step = StageModule("step", (model,))
     try:
         with running(step, sample), isolated([step], sample), input_gradients_kept(sample):
-            trial = Trial(model, sample, loss or default_loss)
+            trial = Trial(model, sample, loss or default_loss, runner)
             for planned in (False, True):
-                trial.use(plan if planned else None)
+                trial.use(planned)
                 trial.step()  # warm up: first-use allocations are not the step's
-            trial.use(None)
+            trial.use(False)
             expected, plain_peak = trial.traced()
-            trial.use(plan)
+            trial.use(True)
             actual, measured_peak = trial.traced()
             for _ in range(repeats):
                 for planned in times:
-                    trial.use(plan if planned else None)
+                    trial.use(planned)
                     times[planned].append(trial.timed())
+            if runner is not None:
+                plan = runner.choose(sample).plan
     finally:
-        checkpointed(model, plan)
-        if runner is not None:  # what it has learned of the model's buffers stays known
-            model.__dict__["forward"] = runner
+        put_on(model, runner)
     differences = tuple(name for name in expected if not equal(expected[name], actual[name]))
     parts = {name.split(" ")[0] for name in differences}
     return Report(
@@ -176,6 +177,14 @@ def input_gradients_kept(sample: Any) -> Iterator[None]:
             leaf.grad = gradient
 
 
+def put_on(model: nn.Module, runner: Any) -> None:
+    """Let a model run by a runner, or plainly."""
+    if runner is None:
+        model.__dict__.pop("forward", None)
+    else:
+        model.__dict__["forward"] = runner
+
+
 def equal(a: torch.Tensor | bytes | None, b: torch.Tensor | bytes | None) -> bool:
     """Whether two results are equal bit for bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -186,12 +195,14 @@ def equal(a: torch.Tensor | bytes | None, b: torch.Tensor | bytes | None) -> boo
 class Trial:
     """Steps of one model from one starting state."""
 
-    def __init__(self, model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor], runner: Any) -> None:
         self.model = model
+        self.runner = runner
         self.sample = sample
         self.loss = loss
         self.device = device_of(model)
-        self.random = RandomState(devices_of([*model.parameters(), *model.buffers(), *tensors_of(sample)]))
+        tensors = [*model.parameters(), *model.buffers(), *tensors_of(sample)]
+        self.random = RandomState(default_sources(devices_of(tensors)))
         self.start = self.random.read()
         self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
@@ -202,9 +213,9 @@ class Trial:
             name for name, leaf in self.leaves.items() if leaf.grad is not None or getattr(leaf, "existing", False)
         }
 
-    def use(self, plan: Plan | None) -> None:
+    def use(self, planned: bool) -> None:
         """Put the plan on the model, or take it off."""
-        restore(self.model) if plan is None else checkpointed(self.model, plan)
+        put_on(self.model, self.runner if planned else None)
 
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""

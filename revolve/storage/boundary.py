@@ -1,33 +1,68 @@
-"""What stands between two stages: a tensor, or tuples, lists and dicts of tensors (a pytree)."""
+"""What stands between two stages: a tensor, or tuples, lists, dicts and dataclasses of tensors."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils import _pytree as pytree
 
-__all__ = ["bytes_of", "cut", "storage_keys", "storages_of", "tensors_of", "versions_of"]
+__all__ = ["bytes_of", "cut", "map_tensors", "storage_keys", "storages_of", "tensors_of", "version_of", "versions_of"]
+
+COMPRESSED = {
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def map_tensors(function: Callable[[Any], Any], value: Any, kind: type = torch.Tensor) -> Any:
+    """Return a boundary with every tensor, or leaf of another kind, replaced; other values are kept as they are."""
+    if isinstance(value, kind):
+        return function(value)
+    node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
+    if node is not None:  # level by level, since a tree map leaves reference cycles behind that hold the tensors
+        children, context = node.flatten_fn(value)
+        return node.unflatten_fn([map_tensors(function, child, kind) for child in children], context)
+    if is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for field in fields(value):
+            if hasattr(value, field.name):
+                object.__setattr__(twin, field.name, map_tensors(function, getattr(value, field.name), kind))
+        return twin
+    return value
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors of a boundary, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    map_tensors(found.append, value)
+    return found
+
+
+def cut_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor outside any graph, requiring a gradient where the original does."""
+    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor.detach()
 
 
 def cut(value: Any) -> Any:
     """Return the same values outside any graph, each requiring a gradient where the original does."""
-    if isinstance(value, torch.Tensor):  # a tree map would leave reference cycles behind
-        return value.detach().requires_grad_(value.requires_grad)
-    return tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), value)
+    return cut_tensor(value) if isinstance(value, torch.Tensor) else map_tensors(cut_tensor, value)
 
 
 def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
-    """Return the storages of a tensor: one, or those of a sparse tensor's indices and values."""
-    parts = [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]
-    return [part.untyped_storage() for part in parts]
+    """Return the storages of a tensor: one, or those of a sparse tensor's indices and values, these last."""
+    if tensor.layout is torch.strided:
+        return [tensor.untyped_storage()]
+    if tensor.is_sparse:
+        return [part.untyped_storage() for part in (tensor._indices(), tensor._values())]
+    return [getattr(tensor.detach(), name)().untyped_storage() for name in COMPRESSED[tensor.layout]]
 
 
 def storage_keys(value: Any) -> set[int]:
@@ -40,6 +75,13 @@ def bytes_of(value: Any) -> int:
     return sum({s._cdata: s.nbytes() for tensor in tensors_of(value) for s in storages_of(tensor)}.values())
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Return the version counter of a tensor; in-place changes raise it. Inference tensors have none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def versions_of(value: Any) -> tuple[int, ...]:
-    """Return the version counters of a boundary; in-place changes raise them."""
-    return tuple(0 if t.is_inference() else t._version for t in tensors_of(value))
+    """Return the version counters of a boundary."""
+    if isinstance(value, torch.Tensor):
+        return (0 if value.is_inference() else value._version,)
+    return tuple([version_of(tensor) for tensor in tensors_of(value)])

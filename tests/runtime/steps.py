@@ -82,7 +82,7 @@ def named_chain(model: nn.Sequential) -> Chain:
 def tight_plan(model: nn.Sequential, slack: int = 0) -> Plan:
     """Return the optimal plan of :func:`named_chain` at its least budget and ``slack`` units above."""
     frontier = revolve.solve(named_chain(model))
-    return frontier.plan(frontier.smallest + slack)
+    return replace(frontier.plan(frontier.smallest + slack), budget=None)  # of made-up units, not to be kept
 
 
 def forgetful_plan(model: nn.Sequential) -> Plan:

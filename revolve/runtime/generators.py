@@ -1,0 +1,101 @@
+"""Random number generators that a stage may draw from: torch's, the user's own, Python's and NumPy's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+__all__ = ["FOREIGN", "RandomState", "Source", "TorchRandom", "default_sources", "devices_of"]
+
+
+class Source(Protocol):
+    """A generator whose state can be read, compared and written."""
+
+    def read(self) -> Any:
+        """Return the state."""
+
+    def write(self, state: Any) -> None:
+        """Set the state."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TorchRandom:
+    """A ``torch.Generator`` of any device."""
+
+    generator: torch.Generator
+
+    def read(self) -> bytes:
+        """Return the state; as bytes, since as a tensor it would count as training memory."""
+        return self.generator.get_state().numpy().tobytes()
+
+    def write(self, state: bytes) -> None:
+        """Set the state."""
+        self.generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TorchRandom) and self.generator is other.generator
+
+    def __hash__(self) -> int:
+        return id(self.generator)
+
+
+class PythonRandom:
+    """The module ``random``."""
+
+    def read(self) -> Any:
+        """Return the state."""
+        return random.getstate()
+
+    def write(self, state: Any) -> None:
+        """Set the state."""
+        random.setstate(state)
+
+
+class NumpyRandom:
+    """The module ``numpy.random``."""
+
+    def read(self) -> tuple[Any, ...]:
+        """Return the state, in a form that can be compared."""
+        name, keys, *rest = np.random.get_state()
+        return (name, np.asarray(keys).tobytes(), *rest)
+
+    def write(self, state: tuple[Any, ...]) -> None:
+        """Set the state."""
+        name, keys, *rest = state
+        np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+
+
+# Reading them takes tens of microseconds, so it is done at every stage only where one is known to draw from them.
+FOREIGN: tuple[Source, ...] = (PythonRandom(), NumpyRandom())
+
+
+def devices_of(tensors: Iterable[torch.Tensor]) -> tuple[torch.device, ...]:
+    """Return the accelerators that tensors live on; the CPU is always meant as well."""
+    return tuple(dict.fromkeys(t.device for t in tensors if t.is_cuda))
+
+
+def default_sources(devices: Iterable[torch.device]) -> tuple[Source, ...]:
+    """Return the global generators of the CPU and of some devices."""
+    others = (torch.cuda.default_generators[device.index] for device in devices)
+    return tuple(TorchRandom(generator) for generator in (torch.default_generator, *others))
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Some generators, read and written together."""
+
+    sources: tuple[Source, ...]
+
+    def read(self) -> tuple[Any, ...]:
+        """Return the states."""
+        return tuple([source.read() for source in self.sources])
+
+    def write(self, states: Iterable[Any]) -> None:
+        """Set the states."""
+        for source, state in zip(self.sources, states, strict=True):
+            source.write(state)

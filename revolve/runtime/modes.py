@@ -1,0 +1,86 @@
+"""Modes that decide what a stage computes: autocast, default dtype and device, deterministic algorithms, kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _device as default_device
+
+__all__ = ["Modes"]
+
+
+def deterministic() -> tuple[bool, bool]:
+    """Return whether only deterministic algorithms are allowed, and whether others only warn."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def set_deterministic(value: tuple[bool, bool]) -> None:
+    """Undo or redo :func:`deterministic`."""
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (deterministic, set_deterministic),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
+    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
+    (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
+    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """The modes of one moment.
+
+    Attributes
+    ----------
+    autocast
+        For each device type its name, whether autocast is on there, and its dtype.
+    cache
+        Whether autocast keeps the casts of parameters.
+    switches
+        Values of ``SWITCHES``.
+    device
+        The default device, None where none is set.
+    """
+
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    cache: bool
+    switches: tuple[Any, ...]
+    device: torch.device | None
+
+    @classmethod
+    def current(cls, devices: Iterable[torch.device]) -> Modes:
+        """Read the modes; autocast of the CPU and of the given devices."""
+        kinds = dict.fromkeys(["cpu", *(device.type for device in devices)])
+        autocast = tuple([(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds])
+        switches = tuple([get() for get, _ in SWITCHES])
+        return cls(autocast, torch.is_autocast_cache_enabled(), switches, default_device.CURRENT_DEVICE)
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether autocast is on anywhere."""
+        return any(enabled for _, enabled, _ in self.autocast)
+
+    def active(self) -> bool:
+        """Whether the current modes are the same and need no entering: autocast, which keeps casts, always does."""
+        return not self.autocasts and self == Modes.current([torch.device(kind) for kind, _, _ in self.autocast])
+
+    def enter(self, stack: ExitStack) -> None:
+        """Enter these modes until ``stack`` closes, where they differ from the current ones."""
+        for (get, put), value in zip(SWITCHES, self.switches, strict=True):
+            present = get()
+            if present != value:
+                stack.callback(put, present)
+                put(value)
+        if self.device != default_device.CURRENT_DEVICE:
+            stack.enter_context(torch.device(self.device or "cpu"))
+        for kind, enabled, dtype in self.autocast:
+            if enabled or torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))

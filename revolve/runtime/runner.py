@@ -1,0 +1,176 @@
+"""Runs a model by its plan, and plans again for calls that look otherwise than the measured one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from revolve.schedules.chain import Chain
+from revolve.schedules.exceptions import InfeasibleBudget
+from revolve.schedules.frontier import solve
+from revolve.schedules.plans import Plan
+from revolve.storage.boundary import bytes_of, tensors_of
+
+from .exceptions import ModelError
+from .executor import Run
+from .layout import Layout
+from .measurement import measure_children
+from .program import Program
+from .situations import Situation, describe_input
+from .state import Habits
+
+__all__ = ["Planned", "Runner"]
+
+# Calls that are planned for at most; then the least recently used one is forgotten, unless a plan for
+# larger inputs serves.
+CACHE_SIZE = 16
+
+
+class Planned:
+    """A plan, and what was learned while it was executed.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.program = Program.from_plan(plan)
+        self.names = [stage.name for stage in plan.chain.stages]
+        self.habits = Habits(len(self.names))
+        self.layout: Layout | None = None
+
+    def stages(self, children: Mapping[str, nn.Module | None]) -> Layout:
+        """Return the stages of the plan, anew when modules have been replaced."""
+        if self.layout is None or not self.layout.valid():
+            self.layout = Layout(children, self.names)
+        return self.layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "layout": None}
+
+
+class Runner:
+    """Stands in for the ``forward`` of one model instance.
+
+    It refers to the model's children, not to the model, so that it makes no reference cycle and
+    pickles and deep-copies together with it.
+
+    Parameters
+    ----------
+    children
+        The model's own table of children.
+    plan
+        The plan to execute. Calls that look otherwise than the first one of the measured size are measured
+        and planned for, within its budget; without a budget it serves every call.
+    """
+
+    def __init__(self, children: Mapping[str, nn.Module | None], plan: Plan) -> None:
+        self.children = children
+        self.given = Planned(plan)
+        self.bound = False
+        self.planned: OrderedDict[Situation, Planned] = OrderedDict()
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan that was given."""
+        return self.given.plan
+
+    @torch.compiler.disable
+    def __call__(self, input: Any) -> Any:
+        """Run the model: by a plan in training, untouched in eval mode, under no_grad and where nothing is computed."""
+        children = [child for child in self.children.values() if child is not None]
+        if torch.is_grad_enabled() and any(child.training for child in children) and not abstract(input):
+            check_transforms()
+            planned = self.choose(input)
+            if not planned.plan.plain:
+                return Run(planned.stages(self.children).stages, planned.program, planned.habits).forward(input)
+        for child in children:
+            input = child(input)
+        return input
+
+    def choose(self, input: Any) -> Planned:
+        """Return the plan for a call, from earlier calls if there is one."""
+        stages = self.given.stages(self.children).stages
+        if self.plan.budget is None:
+            return self.given
+        situation = Situation.current(stages, input)
+        known = self.planned.get(situation)
+        if known is None:
+            known = self.planned[situation] = self.find(situation, input)
+            while len(self.planned) > CACHE_SIZE:
+                self.planned.popitem(last=False)
+        self.planned.move_to_end(situation)
+        return known
+
+    def find(self, situation: Situation, input: Any) -> Planned:
+        """Return a plan for a call that there was none of yet."""
+        chain = self.plan.chain
+        if not self.bound and bytes_of(input) == chain.input_bytes and requires_grad(input) is chain.input_grad:
+            self.bound = True
+            return self.given
+        if len(self.planned) >= CACHE_SIZE:
+            for other, planned in self.planned.items():
+                if other.covers(situation):
+                    return planned
+        return Planned(self.plan_again(input))
+
+    def plan_again(self, input: Any) -> Plan:
+        """Measure the stages with another input, and plan within the same budget.
+
+        Raises
+        ------
+        InfeasibleBudget
+            If that cannot be done; the message names the input.
+        """
+        given = self.plan
+        assert given.budget is not None
+        measured = measure_children(self.children, input, given.chain.name)
+        try:
+            return solve(with_loss_of(given.chain, measured)).plan(given.budget)
+        except InfeasibleBudget as error:
+            error.add_note(
+                f"the model was planned for an input of {given.chain.input_bytes} bytes, and called with "
+                f"{describe_input(input)}; call it with smaller inputs, or plan with a larger budget"
+            )
+            raise
+
+
+def with_loss_of(given: Chain, measured: Chain) -> Chain:
+    """Return a chain with the loss of another one, scaled to its own output."""
+    before, now = (chain.activation_bytes(len(chain)) for chain in (given, measured))
+    scale = max(1.0, now / before) if before else 1.0
+    extra = max(int(given.loss_extra * scale), measured.loss_extra)
+    return replace(measured, loss_time=given.loss_time * scale, loss_extra=extra)
+
+
+def requires_grad(value: Any) -> bool:
+    """Whether a boundary has a tensor that requires a gradient."""
+    return any(tensor.requires_grad for tensor in tensors_of(value))
+
+
+def abstract(value: Any) -> bool:
+    """Whether an input only has shapes, as in the dry runs of pipelines and tracers."""
+    return any(t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors_of(value))
+
+
+def check_transforms() -> None:
+    """Refuse transforms of torch.func, which allow no saved-tensor hooks.
+
+    Raises
+    ------
+    ModelError
+        Inside of torch.func.grad, vmap, jvp and the like.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ModelError(
+            "a model with a plan cannot run inside torch.func transforms (grad, vjp, jvp, vmap ...), which know no "
+            "saved-tensor hooks; call revolve.restore(model) first, or use torch.autograd.grad"
+        )

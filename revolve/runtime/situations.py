@@ -1,0 +1,59 @@
+"""What a plan depends on besides the model: shapes and modes of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from revolve.storage.boundary import tensors_of
+
+from .generators import devices_of
+from .modes import Modes
+from .stages import StageModule
+
+__all__ = ["Situation", "describe_input"]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What one call of a model looks like.
+
+    Attributes
+    ----------
+    shapes
+        Of the input's tensors.
+    kind
+        All the rest: dtypes, devices, who requires a gradient, training flags, modes.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    kind: Hashable
+
+    @classmethod
+    def current(cls, stages: Sequence[StageModule], input: Any) -> Situation:
+        """Look at a call of some stages."""
+        tensors = tensors_of(input)
+        own = [t for stage in stages for t in stage.tensors()]
+        kind = (
+            tuple([(t.dtype, t.device, t.requires_grad) for t in tensors]),
+            tuple([module.training for stage in stages for module in stage.modules]),
+            tuple([(t.dtype, t.requires_grad) for t in own]),
+            Modes.current(devices_of([*tensors, *own])),
+        )
+        return cls(tuple([t.shape for t in tensors]), kind)
+
+    def covers(self, other: Situation) -> bool:
+        """Whether the other call is the same but for inputs that are no larger in any dimension."""
+        return self.kind == other.kind and all(
+            len(large) == len(small) and all(a >= b for a, b in zip(large, small, strict=True))
+            for large, small in zip(self.shapes, other.shapes, strict=True)
+        )
+
+
+def describe_input(value: Any) -> str:
+    """Write the tensors of an input for an error message."""
+    parts = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors_of(value)]
+    return ", ".join(parts) or type(value).__name__
