@@ -23,6 +23,7 @@ from revolve.runtime.measurement import find_stages, measure_stages
 from revolve.runtime.memory import free_bytes
 from revolve.runtime.program import Program
 from revolve.runtime.reaching import referents
+from revolve.runtime.refusals import check_surroundings
 from revolve.runtime.replay import recomputing
 from revolve.runtime.situations import Situation
 from revolve.runtime.stages import StageModule, flatten
@@ -135,6 +136,7 @@ def checkpoint_sequential(
     parts = flatten([(str(index), child) for index, child in enumerate(children)])
     tensors = [*tensors_of(input), *(t for part in parts for t in part.tensors())]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        check_surroundings(module for part in parts for module in part.modules)
         planned = plan_for(parts, len(children), segments, budget, input)
         if not planned.plan.plain:
             return planned.run(parts, input)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _device as default_device
 
 __all__ = ["Modes"]
 
@@ -47,13 +46,13 @@ class Modes:
     switches
         Values of ``SWITCHES``.
     device
-        The default device, None where none is set.
+        The default device.
     """
 
     autocast: tuple[tuple[str, bool, torch.dtype], ...]
     cache: bool
     switches: tuple[Any, ...]
-    device: torch.device | None
+    device: torch.device
 
     @classmethod
     def current(cls, devices: Iterable[torch.device]) -> Modes:
@@ -61,7 +60,7 @@ class Modes:
         kinds = dict.fromkeys(["cpu", *(device.type for device in devices)])
         autocast = tuple([(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds])
         switches = tuple([get() for get, _ in SWITCHES])
-        return cls(autocast, torch.is_autocast_cache_enabled(), switches, default_device.CURRENT_DEVICE)
+        return cls(autocast, torch.is_autocast_cache_enabled(), switches, torch.get_default_device())
 
     @property
     def autocasts(self) -> bool:
@@ -79,8 +78,8 @@ class Modes:
             if present != value:
                 stack.callback(put, present)
                 put(value)
-        if self.device != default_device.CURRENT_DEVICE:
-            stack.enter_context(torch.device(self.device or "cpu"))
+        if torch.get_default_device() != self.device:
+            stack.enter_context(self.device)
         for kind, enabled, dtype in self.autocast:
             if enabled or torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))

@@ -49,12 +49,13 @@ class Replay:
         self.stack: ExitStack | None = None
 
     def __enter__(self) -> Replay:
+        if self.modes is not None:
+            with ExitStack() as stack:
+                self.modes.enter(stack)
+                self.stack = stack.pop_all()
         self.previous = torch.is_grad_enabled()
         torch._C._set_grad_enabled(True)
         self.token = RECOMPUTING.set(True)
-        if self.modes is not None:
-            self.stack = ExitStack()
-            self.modes.enter(self.stack)
         return self
 
     def __exit__(self, *_: object) -> None:

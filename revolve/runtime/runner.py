@@ -16,11 +16,11 @@ from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
 from revolve.storage.boundary import bytes_of, tensors_of
 
-from .exceptions import ModelError
 from .executor import Run
 from .layout import Layout
 from .measurement import measure_children
 from .program import Program
+from .refusals import check_surroundings
 from .situations import Situation, describe_input
 from .state import Habits
 
@@ -88,7 +88,7 @@ class Runner:
         """Run the model: by a plan in training, untouched in eval mode, under no_grad and where nothing is computed."""
         children = [child for child in self.children.values() if child is not None]
         if torch.is_grad_enabled() and any(child.training for child in children) and not abstract(input):
-            check_transforms()
+            check_surroundings(module for child in children for module in child.modules())
             planned = self.choose(input)
             if not planned.plan.plain:
                 return Run(planned.stages(self.children).stages, planned.program, planned.habits).forward(input)
@@ -159,18 +159,3 @@ def requires_grad(value: Any) -> bool:
 def abstract(value: Any) -> bool:
     """Whether an input only has shapes, as in the dry runs of pipelines and tracers."""
     return any(t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors_of(value))
-
-
-def check_transforms() -> None:
-    """Refuse transforms of torch.func, which allow no saved-tensor hooks.
-
-    Raises
-    ------
-    ModelError
-        Inside of torch.func.grad, vmap, jvp and the like.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise ModelError(
-            "a model with a plan cannot run inside torch.func transforms (grad, vjp, jvp, vmap ...), which know no "
-            "saved-tensor hooks; call revolve.restore(model) first, or use torch.autograd.grad"
-        )

@@ -65,8 +65,10 @@ class StageState:
 
     __slots__ = (
         "before",
+        "bumped",
         "changing",
         "contents",
+        "counters",
         "datas",
         "flags",
         "loose",
@@ -184,12 +186,15 @@ class StageState:
                 self.datas.append((buffer, buffer.data))
                 buffer.data = value.detach().clone()
             self.temporary = storage_keys([buffer for buffer, _ in self.datas])
+            self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
+            self.counters = tuple([buffer._version for buffer in self.bumped])
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.datas:
             for buffer, data in reversed(self.datas):
                 buffer.data = data
+            torch._C._autograd._unsafe_set_version_counter(self.bumped, self.counters)  # other stages look at them
             self.datas, self.temporary = [], NO_KEYS
         if self.replaced is not None:
             fill(self.contents.tables, self.replaced)
