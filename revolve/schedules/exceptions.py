@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BudgetError", "ChainError", "InfeasibleBudget", "RevolveError", "ScheduleError"]
+__all__ = ["BudgetError", "ChainError", "InfeasibleBudget", "RevolveError", "ScheduleError", "SolverMemoryError"]
 
 
 class RevolveError(Exception):
@@ -54,3 +54,7 @@ class InfeasibleBudget(RevolveError, ValueError):  # noqa: N818 - the public nam
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.args[0], self.smallest, self.budget)
+
+
+class SolverMemoryError(RevolveError, MemoryError):
+    """The solver's tables would need more memory than they may have."""

@@ -1,110 +1,32 @@
-"""The optimal schedule of a heterogeneous chain: prepares the kernels and reads schedules back."""
+"""The optimal schedule of a heterogeneous chain, read back from the solved tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol
 
 from .actions import Action, Backward, Drop, Forward, Load, Loss, Rebuild, Save, Store
-from .chain import Chain, nanoseconds
-from .exceptions import BudgetError, ChainError
-from .kernels.frontier import E, P, Q, candidate, choose, fill_tables
-from .plans import plain_schedule
-from .simulator import simulate
+from .kernels.frontier import E, P, Q
 
-__all__ = ["Tables", "generate_optimal", "solve_tables"]
-
-Ints = NDArray[np.int64]
+__all__ = ["generate_optimal"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The solved recurrence of one chain.
+class Solved(Protocol):
+    """What a schedule is read back from."""
 
-    Attributes
-    ----------
-    problem
-        Arguments that describe the chain to the kernels.
-    solution
-        Pool of step functions and where each cell's lies in it.
-    formats
-        Names of the non-dense formats, in the order of the tables.
-    length
-        Number of stages.
-    """
+    @property
+    def length(self) -> int:
+        """Number of stages."""
 
-    problem: tuple[Any, ...]
-    solution: tuple[Ints, Ints, Ints, Ints]
-    formats: tuple[str, ...]
-    length: int
-
-    def root(self) -> tuple[Ints, Ints]:
-        """Return bytes and nanoseconds of the whole chain's frontier."""
-        pool_bytes, pool_times, first, count = self.solution
-        start = first[P, 0, self.length]
-        steps = slice(start, start + count[P, 0, self.length])
-        return pool_bytes[steps].copy(), pool_times[steps].copy()
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the non-dense formats, in the order of the tables."""
 
     def choice(self, table: int, s: int, t: int, free: int) -> tuple[int, tuple[Any, ...]]:
-        """Return index and candidate that are best in a cell with ``free`` bytes."""
-        index = choose(table, s, t, free, *self.solution, *self.problem)
-        return index, candidate(table, s, t, index, *self.problem)
+        """Return index and description of the best candidate of a cell."""
 
 
-def solve_tables(chain: Chain, formats: Any, tolerance: float) -> Tables:
-    """Check the arguments and fill the tables."""
-    if not isinstance(chain, Chain):
-        raise ChainError(f"the chain is a {type(chain).__name__}; pass a revolve.Chain (Chain.load(path) reads a file)")
-    if isinstance(formats, str):
-        formats = (formats,)
-    names = tuple(dict.fromkeys(name for name in formats if name != "dense"))
-    for name in names:
-        if name not in chain.formats:
-            known = ", ".join(["dense", *chain.formats])
-            raise ChainError(f"format {name!r} is not among the chain's ({known}); measure with it, or leave it out")
-    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < float("inf")):
-        raise BudgetError(f"tolerance={tolerance!r} is not possible; it must be a number of 0 or more")
-    length = len(chain)
-    problem = describe_chain(chain, names)
-    cap = simulate(chain, plain_schedule(length)).peak
-    delta = (1.0 + tolerance) ** (1.0 / (length + 1)) - 1.0
-    return Tables(problem, fill_tables(*problem, np.int64(cap), float(delta)), names, length)
-
-
-def describe_chain(chain: Chain, formats: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the chain as the arrays that the kernels read (see ``kernels.frontier.candidate``)."""
-    length = len(chain)
-    stages = chain.stages
-    sizes = np.zeros((9, length + 1), np.int64)
-    sizes[0, 1:] = [stage.output_bytes for stage in stages]
-    sizes[1] = [chain.gradient_bytes(j) for j in range(length + 1)]
-    for row, name in enumerate(("saved_bytes", "forward_extra", "save_extra", "rebuild_extra", "backward_extra"), 2):
-        sizes[row, :-1] = [getattr(stage, name) for stage in stages]
-    sizes[7, 1:] = np.cumsum([stage.grad_bytes for stage in stages])
-    sizes[8, 0] = chain.loss_extra
-    times = np.zeros((4, length + 1), np.int64)
-    for row, name in enumerate(("forward", "rebuild", "backward"), 1):
-        times[row, :-1] = [nanoseconds(getattr(stage, name)) for stage in stages]
-    times[0, 1:] = np.cumsum(times[1, :-1])
-    times[2, length] = nanoseconds(chain.loss_time)
-    flags = np.zeros((2, length + 1), np.bool_)
-    flags[0, :-1] = [stage.saves_input for stage in stages]
-    flags[1, :-1] = [stage.saves_output for stage in stages]
-    inner = np.zeros((length + 1, length + 1), np.int64)
-    steps = sizes[0, :-1] + sizes[0, 1:] + sizes[3, :-1]
-    for s in range(length):
-        inner[s, s + 2 :] = np.maximum.accumulate(steps[s + 1 :])
-    costs = [chain.formats[name] for name in formats]
-    formats_bytes = np.array([cost.stored_bytes for cost in costs], np.int64).reshape(len(costs), length + 1)
-    seconds = np.array([(c.store_time, c.load_time) for c in costs], np.float64).reshape(len(costs), 2, length + 1)
-    return sizes, times, flags, inner, formats_bytes, np.rint(seconds * 1e9).astype(np.int64)
-
-
-def generate_optimal(tables: Tables, free: int) -> Iterator[Action]:
+def generate_optimal(tables: Solved, free: int) -> Iterator[Action]:
     """Yield the schedule that the tables hold for a budget.
 
     The stack holds what is still to be done, the next on top: actions, and cells (table, s, t, free

@@ -13,14 +13,24 @@ Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost (2016),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from .actions import Action, Backward, Drop, Forward, Load, Loss, Rebuild, Save, Store
+from .chain import Chain
 from .exceptions import BudgetError
+from .families import plan_fastest
 from .generated import Schedule, check_count
+from .plans import Plan
 
-__all__ = ["schedule_from_cuts", "segment_starts", "sequential"]
+__all__ = [
+    "plan_balanced",
+    "plan_sequential",
+    "schedule_from_cuts",
+    "schedule_from_segments",
+    "segment_starts",
+    "sequential",
+]
 
 
 def segment_starts(length: int, segments: int, *, balanced: bool = False) -> list[int]:
@@ -111,3 +121,100 @@ def schedule_from_cuts(starts: list[int], length: int) -> Iterator[Action]:
         yield from map(Backward, reversed(range(start, end)))
         if start:
             yield Drop(start)
+
+
+def schedule_from_segments(segments: Sequence[tuple[int, int]], length: int, *, hold: bool = True) -> Iterator[Action]:
+    """Yield the schedule that runs each segment again, once, and saves all other stages at once.
+
+    Parameters
+    ----------
+    segments
+        First stage of each segment and the one after its last, ascending, none overlapping another.
+    length
+        Number of stages.
+    hold
+        Keep the input of a segment until the segment is reversed, as torch's checkpoint does;
+        otherwise only until its first stage runs again, which never takes more memory.
+    """
+    end = 0
+    for start, following in segments:
+        yield from map(Save, range(end, start))
+        if start:
+            yield Store(start)
+        yield from map(Forward, range(start, following))
+        end = following
+    yield from map(Save, range(end, length))
+    yield Loss()
+    end = length
+    for start, following in reversed(segments):
+        yield from map(Backward, reversed(range(following, end)))
+        yield Load(start)
+        if start and not hold:
+            yield Drop(start)
+        yield from map(Save, range(start, following - 1))
+        yield Rebuild(following - 1)
+        yield from map(Backward, reversed(range(start, following)))
+        if start and hold:
+            yield Drop(start)
+        end = start
+    yield from map(Backward, reversed(range(end)))
+
+
+def plan_sequential(chain: Chain, budget: int | str) -> Plan:
+    """Return the fastest of torch's splits, over all numbers of segments, that fits a budget.
+
+    Parameters
+    ----------
+    chain
+        The chain.
+    budget
+        Bytes or a string, as for ``plan_fastest``.
+
+    Returns
+    -------
+    Plan
+        Its strategy tells the number of segments, for example ``"sequential(4)"``; one segment is
+        plain training.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If no number of segments fits; the error names the least budget of all of them.
+    BudgetError
+        If the budget cannot be understood.
+
+    Examples
+    --------
+    >>> plan_sequential(Chain.uniform(6, saved_bytes=3), 16).strategy
+    'sequential(3)'
+    """
+    length = len(chain)
+    members = ((f"sequential({k})", sequential(length, k)) for k in range(1, length + 1))
+    return plan_fastest(chain, budget, "sequential", members)
+
+
+def plan_balanced(chain: Chain, budget: int | str) -> Plan:
+    """Return the fastest split into segments of equal length (up to one stage) that fits a budget.
+
+    Parameters
+    ----------
+    chain
+        The chain.
+    budget
+        Bytes or a string, as for ``plan_fastest``.
+
+    Returns
+    -------
+    Plan
+        Its strategy tells the number of segments, for example ``"balanced(4)"``.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If no number of segments fits; the error names the least budget of all of them.
+    BudgetError
+        If the budget cannot be understood.
+    """
+    length = len(chain)
+    members = ((f"balanced({k})", sequential(length, k, balanced=True)) for k in range(1, length + 1))
+    return plan_fastest(chain, budget, "balanced", members)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import doctest
 from collections import Counter
 from functools import cache
 from itertools import islice
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from revolve.schedules import BudgetError, Chain, Drop, Loss, Store, count_forwards, revolve, simulate
+from revolve.schedules import (
+    BudgetError,
+    Chain,
+    Loss,
+    binomial,
+    count_forwards,
+    count_slots,
+    generated,
+    optimal_splits,
+    ratios,
+    revolve,
+    sequential,
+    simulate,
+)
 
 # Griewank and Walther, Algorithm 799: t(l, s), forwards beyond the taped ones.
 SLOTS = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 50)
@@ -22,22 +38,17 @@ TABLE = {
     1000: (499500, 28820, 12155, 7998, 6284, 4285, 3636, 2860, 2747, 2622, 1948),
 }
 
-# arXiv 1903.03051: the least number of slots whose recompute ratio is at most 1.0, 1.1, ... 2.1, read off its curves.
-POSTER = {
-    18: (18, 15, 11, 8, 5, 4, 4, 3, 3, 3, 3, 3),
-    34: (34, 28, 21, 14, 7, 7, 6, 5, 4, 4, 4, 3),
-    50: (50, 40, 30, 20, 10, 8, 7, 6, 5, 5, 4, 4),
-    101: (101, 81, 61, 41, 21, 12, 11, 9, 7, 7, 6, 6),
-    152: (152, 122, 92, 61, 31, 16, 14, 12, 9, 8, 7, 7),
-}
-
 
 @cache
 def treeverse(length: int, slots: int) -> int:
     """Return forwards beyond the taped ones: run to x_k, reverse what is behind, then what is before."""
     if length == 1 or slots == 1:
         return length * (length - 1) // 2
-    return min(k + treeverse(length - k, slots - 1) + treeverse(k, slots) for k in range(1, length))
+    return min(cost_of_split(length, slots, k) for k in range(1, length))
+
+
+def cost_of_split(length: int, slots: int, k: int) -> int:
+    return k + treeverse(length - k, slots - 1) + treeverse(k, slots)
 
 
 def test_counts_equal_the_recurrence():
@@ -56,17 +67,26 @@ def test_schedules_are_valid_and_run_as_many_forwards_as_counted(slots):
         assert runs == count_forwards(length, slots) + length
         assert judged.makespan == runs + length
         assert counts["save"] + counts["rebuild"] == length
-        assert most_stored(actions) <= slots - 1
+        assert most_held(actions) == count_slots(actions) == min(slots, max(1, length - 1))
 
 
-def most_stored(actions) -> int:
-    """Return how many activations are stored at a time, at most."""
-    stored = most = 0
-    for action in actions:
-        stored += isinstance(action, Store) - isinstance(action, Drop)
-        most = max(most, stored)
-    assert stored == 0
+def most_held(actions) -> int:
+    """Return how many activations are held at a time, at most: x_0 and those stored, by name."""
+    held, most = {0}, 1
+    for kind, *arguments in (action.to_json() for action in actions):
+        if kind == "store":
+            assert arguments[0] not in held
+            held.add(arguments[0])
+        elif kind == "drop":
+            held.remove(arguments[0])
+        most = max(most, len(held))
+    assert held == {0}
     return most
+
+
+def test_slots_of_other_schedules_count_by_the_same_rule():
+    assert most_held(sequential(30, 7)) == count_slots(sequential(30, 7)) == 7
+    assert count_slots(sequential(30, 1)) == count_slots([]) == 1
 
 
 @pytest.mark.parametrize("length", TABLE)
@@ -75,14 +95,39 @@ def test_published_counts(length):
     assert tuple(count_forwards(length, slots) for slots in SLOTS[: len(counts)]) == counts
 
 
-@pytest.mark.parametrize("length", POSTER)
-def test_curves_of_the_poster(length):
-    def least_slots(tenths: int) -> int:
-        # Forward and backward take 1 each and the chain has an initial stage of its own: rho = (t(l + 1, c) + l) / 2l.
-        fits = (c for c in range(1, length + 1) if 10 * (count_forwards(length + 1, c) + length) <= 2 * length * tenths)
-        return next(fits)
+def test_optimal_splits_are_those_of_the_recurrence():
+    for length in range(2, 61):
+        assert optimal_splits(length, 1) == (length - 1, length - 1)  # without a slot, one stage can be behind it
+        for slots in range(2, 21):
+            least = treeverse(length, slots)
+            best = [k for k in range(1, length) if cost_of_split(length, slots, k) == least]
+            lowest, highest = optimal_splits(length, slots)
+            assert best == list(range(lowest, highest + 1)), (length, slots)
+            assert next(iter(revolve(length, slots).chunks())).stop[0] == highest
 
-    assert tuple(least_slots(tenths) for tenths in range(10, 22)) == POSTER[length]
+
+@given(st.integers(2, 10**40), st.integers(2, 10**6))
+@example(2, 2)
+@example(10**9, 44_720)  # r = 2
+@example(5152, 100)
+def test_optimal_splits_of_long_chains_end_where_the_cost_rises(length, slots):
+    def cost(k: int) -> int:
+        return k + count_forwards(length - k, slots - 1) + count_forwards(k, slots)
+
+    lowest, highest = optimal_splits(length, slots)
+    assert cost(lowest) == cost(highest) == count_forwards(length, slots)
+    assert lowest == 1 or cost(lowest - 1) > cost(lowest)
+    assert highest == length - 1 or cost(highest + 1) > cost(highest)
+
+
+def test_closed_forms_at_any_length():
+    for length in (10**9, 10**30):
+        assert count_forwards(length, 1) == length * (length - 1) // 2
+        assert count_forwards(length, length) == length - 1
+    # Two slots reverse (r + 1)(r + 2) / 2 stages: 44,720 repetitions reach 1,000,005,981.
+    assert count_forwards(10**9, 2) == 44720 * 10**9 - 44722 * 44721 * 44720 // 6
+    for length, slots in ((10**30, 2), (10**30, 50), (10**15, 10**9)):
+        assert int(repr(revolve(length, slots)).split()[2]) > 5 * length
 
 
 def test_golden_schedule():
@@ -117,7 +162,14 @@ def test_a_schedule_can_be_iterated_again():
     assert repr(schedule) == f"<Schedule of {len(schedule)} actions>"
 
 
-@pytest.mark.parametrize("function", [revolve, count_forwards])
+def test_lengths_are_known_without_running():
+    for length in range(1, 61):
+        for slots in range(1, 21):
+            schedule = revolve(length, slots)
+            assert len(schedule) == len(list(schedule)), (length, slots)
+
+
+@pytest.mark.parametrize("function", [revolve, count_forwards, optimal_splits, ratios.ratio_for])
 @pytest.mark.parametrize(
     ("length", "slots", "named"),
     [(0, 1, "length=0"), (5, 0, "slots=0"), (-1, 1, "length=-1"), (5, 2.0, r"slots=2\.0"), (True, 1, "length=True")],
@@ -125,3 +177,15 @@ def test_a_schedule_can_be_iterated_again():
 def test_impossible_counts(function, length, slots, named):
     with pytest.raises(BudgetError, match=rf"^{named} is not possible"):
         function(length, slots)
+
+
+def test_a_chain_of_one_stage_has_no_split():
+    with pytest.raises(BudgetError, match="2 stages or more"):
+        optimal_splits(1, 3)
+
+
+@pytest.mark.parametrize("module", [binomial, generated, ratios])
+def test_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed

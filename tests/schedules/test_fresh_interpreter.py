@@ -20,8 +20,8 @@ SOLVE = """
 import json, sys
 from numba import config
 from revolve.schedules import Chain, solve
-from revolve.schedules.kernels.frontier import fill_tables
-assert config.DISABLE_JIT and not hasattr(fill_tables, "py_func")
+from revolve.schedules.kernels.frontier import fill_cells
+assert config.DISABLE_JIT and not hasattr(fill_cells, "py_func")
 for line in sys.stdin:
     chain = Chain.from_json(json.loads(line))
     frontier = solve(chain, formats=tuple(chain.formats))

@@ -159,7 +159,7 @@ def test_uniform_chain_with_room_for_one_tape_is_revolve(length):
         assert plan.makespan == count_forwards(length, slots) + 2 * length
 
 
-@pytest.mark.parametrize("budget", ["lots", -1, 1.5, None, "50%"])
+@pytest.mark.parametrize("budget", ["lots", -1, 1.5, None, "50 per cent"])
 def test_budgets_that_cannot_be_understood(budget):
     with pytest.raises(BudgetError, match="budget"):
         solve(Chain.uniform(2)).plan(budget)

@@ -27,10 +27,15 @@ reversal of t..k leaves allocated, x, r, b, sv as in the cost model:
 The third line of Q stores x_s for the sub-reversal of k..t only; Q(s,k-1) is free to store it again or
 to let it go, which costs no time, so keeping x_s alive needs no table of its own.
 
-Each cell is a non-increasing step function of m, kept as two int64 arrays of equal length: ``bytes``
-ascending, where each step begins, and ``times`` strictly descending, its value from there on; left of
-the first step it is infinite. All of it is in one file since Numba's cache does not notice a change of a
-kernel in another one.
+Each cell is a non-increasing step function of m, kept as int64 arrays of equal length: ``bytes``
+ascending, where each step begins, and its value from there on; left of the first step it is infinite.
+The value is twofold: ``least``, strictly descending, which no schedule of the recurrence beats, and
+``times``, which the schedule that is read back reaches. Without a tolerance the two are one array. With
+one, ``thin`` unites steps of a cell of width w = t - s as long as times <= (1 + allowed(w)) least holds for
+the united step. Sums keep that ratio, ``allowed`` ascends with w and ends at the tolerance: so the root
+is within it, whatever was left out on the way.
+
+All of it is in one file since Numba's cache does not notice a change of a kernel in another one.
 """
 
 from __future__ import annotations
@@ -147,151 +152,208 @@ def locate(steps, start, count, free):
 
 
 @njit(cache=True, inline="never")
-def add_below(
-    pool_bytes, pool_times, i, i_end, shift_a, j, j_end, shift_b, time, floor, cap,
-    lower_bytes, lower_times, count, out_bytes, out_times,
-):  # fmt: skip
-    """Write those steps of time + A(m - shift_a) + B(m - shift_b), m >= floor, that lie below an envelope.
-
-    A is steps i..i_end-1 of the pool, B steps j..j_end-1; the envelope is the first ``count`` entries
-    of ``lower_*``. Steps beyond ``cap`` are left out. Returns the number of steps written.
-    """
-    begin = max(floor, pool_bytes[i] + shift_a, pool_bytes[j] + shift_b)
-    if begin > cap:
-        return 0
-    best = time + pool_times[i_end - 1] + pool_times[j_end - 1]
-    e = locate(lower_bytes, 0, count, begin)
-    if e >= 0 and lower_times[e] <= best:
-        return 0
-    i = locate(pool_bytes, i, i_end - i, begin - shift_a)
-    j = locate(pool_bytes, j, j_end - j, begin - shift_b)
-    written = 0
-    while True:
-        value = time + pool_times[i] + pool_times[j]
-        while e + 1 < count and lower_bytes[e + 1] <= begin:
-            e += 1
-        if e < 0 or value < lower_times[e]:
-            out_bytes[written] = begin
-            out_times[written] = value
-            written += 1
-        elif lower_times[e] <= best:
-            return written
-        next_i = pool_bytes[i + 1] + shift_a if i + 1 < i_end else cap + 1
-        next_j = pool_bytes[j + 1] + shift_b if j + 1 < j_end else cap + 1
-        begin = min(next_i, next_j)
-        if begin > cap:
-            return written
-        if next_i == begin:
-            i += 1
-        if next_j == begin:
-            j += 1
+def within(steps, p, stride, end, free):
+    """Return the last of steps p..p+stride that begins at or below ``free``; p does."""
+    if p + stride < end and steps[p + stride] <= free:
+        return p + stride
+    while stride > 1:
+        stride //= 2
+        q = min(p + stride, end - 1)
+        p = q if steps[q] <= free else p
+    return p
 
 
 @njit(cache=True, inline="never")
-def merge_lower(a_bytes, a_times, a_count, b_bytes, b_times, b_count, out_bytes, out_times):
-    """Write the lower envelope of two step functions; return its number of steps."""
-    i = j = written = 0
-    lowest = -1
-    while i < a_count or j < b_count:
-        if j >= b_count or (i < a_count and a_bytes[i] <= b_bytes[j]):
-            begin, value = a_bytes[i], a_times[i]
-            i += 1
-        else:
-            begin, value = b_bytes[j], b_times[j]
-            j += 1
-        if lowest < 0 or value < lowest:
-            if written and out_bytes[written - 1] == begin:
-                written -= 1
+def lower(
+    a_bytes, a_least, a_times, i, i_end, shift_a, b_bytes, b_least, b_times, j, j_end, shift_b, time, begin, cap,
+    low_bytes, low_least, low_times, count, out_bytes, out_least, out_times,
+):  # fmt: skip
+    """Write the lower envelope of a step function and of the sum time + A(m - shift_a) + B(m - shift_b).
+
+    A is steps i..i_end-1 of ``a_*``, B steps j..j_end-1 of ``b_*``, both defined from ``begin`` on; the
+    step function is the first ``count`` entries of ``low_*``. What lies beyond ``cap`` is left out.
+    Where the sum lies above, it is followed in strides over both A and B that double as long as its value
+    at their end is still above the envelope at their start: nothing between can be below. Returns the
+    number of steps written, 0 where the sum is nowhere below.
+    """
+    best = time + a_least[i_end - 1] + b_least[j_end - 1]
+    e = locate(low_bytes, 0, count, begin)
+    if e >= 0 and low_least[e] <= best:
+        return 0
+    i = locate(a_bytes, i, i_end - i, begin - shift_a)
+    j = locate(b_bytes, j, j_end - j, begin - shift_b)
+    written = 0
+    taken = 0  # steps of the envelope that were written or are no longer lowest
+    last = INFINITE  # value of the sum's step that was written last
+    stride = 1
+    while begin <= cap:
+        value = time + a_least[i] + b_least[j]
+        if e < 0 or value < low_least[e]:
+            while taken <= e and low_least[taken] >= last:
+                taken += 1
+            while taken <= e and low_bytes[taken] < begin:
+                out_bytes[written] = low_bytes[taken]
+                out_least[written] = low_least[taken]
+                out_times[written] = low_times[taken]
+                written += 1
+                taken += 1
             out_bytes[written] = begin
-            out_times[written] = value
+            out_least[written] = last = value
+            out_times[written] = time + a_times[i] + b_times[j]
             written += 1
-            lowest = value
+            stride = 1
+        elif low_least[e] <= best:
+            break
+        else:
+            stride *= 2
+        while True:
+            next_a = a_bytes[i + stride] + shift_a if i + stride < i_end else cap + 1
+            next_b = b_bytes[j + stride] + shift_b if j + stride < j_end else cap + 1
+            begin = min(next_a, next_b)
+            if stride == 1:
+                i += 1 if next_a == begin and i + 1 < i_end else 0
+                j += 1 if next_b == begin and j + 1 < j_end else 0
+                break
+            p = within(a_bytes, i, stride, i_end, min(begin, cap) - shift_a)
+            q = within(b_bytes, j, stride, j_end, min(begin, cap) - shift_b)
+            if time + a_least[p] + b_least[q] >= low_least[e]:
+                i, j = p, q
+                break
+            stride //= 2
+        ahead = 1
+        while e + ahead < count and low_bytes[e + ahead] <= begin:
+            e += ahead
+            ahead *= 2
+        e = within(low_bytes, e, ahead, count, begin) if ahead > 1 else e
+    if written == 0:
+        return 0
+    while taken < count and low_least[taken] >= last:
+        taken += 1
+    for rest in range(taken, count):
+        out_bytes[written] = low_bytes[rest]
+        out_least[written] = low_least[rest]
+        out_times[written] = low_times[rest]
+        written += 1
     return written
 
 
 @njit(cache=True, inline="never")
-def fill_tables(sizes, times, flags, inner, formats_bytes, formats_times, cap, delta):
-    """Solve every cell by ascending t - s.
+def thin(steps_bytes, steps_least, steps_times, count, allowed):
+    """Unite steps in place as long as times <= (1 + allowed) least; return how many remain.
 
-    Returns
-    -------
-    pool_bytes, pool_times, first, count
-        The step function of cell (table, s, t) is ``pool[first : first + count]`` at [table, s, t];
-        pool entry 0 is the constant 0, for candidates with fewer than two cells.
+    United steps begin where the first did and may be as fast as the last. The cell's first and last step
+    stay as they are: the least bytes and the least time are exact.
     """
-    length = sizes.shape[1] - 1
+    for p in range(1, count):
+        steps_times[p] = min(steps_times[p], steps_times[p - 1])
+    kept = first = count - 1
+    while first > 0:
+        last = first = first - 1
+        while first > 1 and steps_times[first - 1] <= steps_least[last] * (1.0 + allowed):
+            first -= 1
+        kept -= 1
+        steps_bytes[kept] = steps_bytes[first]
+        steps_least[kept] = steps_least[last]
+        steps_times[kept] = steps_times[first]
+    for p in range(kept, count):
+        steps_bytes[p - kept] = steps_bytes[p]
+        steps_least[p - kept] = steps_least[p]
+        steps_times[p - kept] = steps_times[p]
+    return count - kept
+
+
+@njit(cache=True, inline="never")
+def enlarged(steps, used, room):
+    """Return a copy with space for ``room`` steps."""
+    copy = np.empty(room, np.int64)
+    for p in range(used):
+        copy[p] = steps[p]
+    return copy
+
+
+@njit(cache=True, nogil=True)
+def fill_cells(
+    starts, width, pool_bytes, pool_least, pool_times, first, count, cap, allowed,
+    sizes, times, flags, inner, formats_bytes, formats_times,
+):  # fmt: skip
+    """Solve the cells (s, s + width) for s in ``starts``; all narrower ones are in the pool.
+
+    The step function of cell (table, s, t) is ``pool[first : first + count]`` at [table, s, t]; pool entry
+    0 is the constant 0, for candidates with fewer than two cells. ``first`` and ``count`` of the solved
+    cells are set, ``first`` as a position in the arrays returned: bytes, least, times. ``allowed`` below 0
+    means no tolerance; then the last two are one array, as must be those of the pool.
+    """
     formats = formats_bytes.shape[0]
-    tables = 2 + 2 * formats
-    first = np.zeros((tables, length + 1, length + 1), np.int64)
-    count = np.zeros((tables, length + 1, length + 1), np.int64)
-    pool_bytes = np.empty(1024, np.int64)
-    pool_times = np.empty(1024, np.int64)
-    pool_bytes[0] = -INFINITE // 2
-    pool_times[0] = 0
-    used = 1
-    room = 64
-    lower_bytes, lower_times = np.empty(room, np.int64), np.empty(room, np.int64)
-    fresh_bytes, fresh_times = np.empty(room, np.int64), np.empty(room, np.int64)
-    spare_bytes, spare_times = np.empty(room, np.int64), np.empty(room, np.int64)
-    for width in range(length + 1):
-        for s in range(length + 1 - width):
-            t = s + width
-            for step in range(tables):
-                # E before Q before H: each reads the ones before it at the same (s, t).
-                if step < formats:
-                    table = E + 2 * step
-                elif step < formats + 2:
-                    table = Q if step == formats else P
-                else:
-                    table = H + 2 * (step - formats - 2)
-                if table == P and not (s == 0 or flags[1, s - 1]):
+    exact = allowed < 0
+    room, used = 1024, 0
+    own_bytes, own_least = np.empty(room, np.int64), np.empty(room, np.int64)
+    own_times = own_least if exact else np.empty(room, np.int64)
+    space = 256
+    low_bytes, low_least = np.empty(space, np.int64), np.empty(space, np.int64)
+    low_times = low_least if exact else np.empty(space, np.int64)
+    out_bytes, out_least = np.empty(space, np.int64), np.empty(space, np.int64)
+    out_times = out_least if exact else np.empty(space, np.int64)
+    for s in starts:
+        t = s + width
+        for step in range(2 + 2 * formats):
+            # E before Q before H: each reads the ones before it at the same (s, t).
+            if step < formats:
+                table = E + 2 * step
+            elif step < formats + 2:
+                table = Q if step == formats else P
+            else:
+                table = H + 2 * (step - formats - 2)
+            if (table == P and s > 0 and not flags[1, s - 1]) or (table != P and s == 0):
+                continue
+            n = np.int64(0)  # not a literal, for which Numba would compile every callee once more
+            for index in range(count_candidates(table, s, t, formats)):
+                valid, time, begin, at, a_s, a_t, a_shift, bt, b_s, b_t, b_shift = candidate(
+                    table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times
+                )
+                if not valid:
                     continue
-                if table != P and s == 0:
+                a_bytes, a_least, a_times = pool_bytes, pool_least, pool_times
+                i, i_n, j, j_n = 0, 1, 0, 1
+                if at >= 0:
+                    i, i_n = first[at, a_s, a_t], count[at, a_s, a_t]
+                    if a_s == s and a_t == t:
+                        a_bytes, a_least, a_times = own_bytes, own_least, own_times
+                if bt >= 0:
+                    j, j_n = first[bt, b_s, b_t], count[bt, b_s, b_t]
+                if i_n == 0 or j_n == 0:
                     continue
-                n = 0
-                for index in range(count_candidates(table, s, t, formats)):
-                    valid, time, floor, at, a_s, a_t, a_shift, bt, b_s, b_t, b_shift = candidate(
-                        table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times
-                    )
-                    if not valid:
-                        continue
-                    i, i_n, j, j_n = 0, 1, 0, 1
-                    if at >= 0:
-                        i, i_n = first[at, a_s, a_t], count[at, a_s, a_t]
-                    if bt >= 0:
-                        j, j_n = first[bt, b_s, b_t], count[bt, b_s, b_t]
-                    if i_n == 0 or j_n == 0:
-                        continue
-                    if n + i_n + j_n > room:
-                        room = 2 * (n + i_n + j_n)
-                        lower_bytes = np.concatenate((lower_bytes[:n], np.empty(room - n, np.int64)))
-                        lower_times = np.concatenate((lower_times[:n], np.empty(room - n, np.int64)))
-                        fresh_bytes, fresh_times = np.empty(room, np.int64), np.empty(room, np.int64)
-                        spare_bytes, spare_times = np.empty(room, np.int64), np.empty(room, np.int64)
-                    new = add_below(
-                        pool_bytes, pool_times, i, i + i_n, a_shift, j, j + j_n, b_shift, time, floor, cap,
-                        lower_bytes, lower_times, n, fresh_bytes, fresh_times,
-                    )  # fmt: skip
-                    if new:
-                        n = merge_lower(
-                            lower_bytes, lower_times, n, fresh_bytes, fresh_times, new, spare_bytes, spare_times
-                        )
-                        lower_bytes, spare_bytes = spare_bytes, lower_bytes
-                        lower_times, spare_times = spare_times, lower_times
-                if used + n > pool_bytes.shape[0]:
-                    grown = 2 * (used + n)
-                    pool_bytes = np.concatenate((pool_bytes[:used], np.empty(grown - used, np.int64)))
-                    pool_times = np.concatenate((pool_times[:used], np.empty(grown - used, np.int64)))
-                first[table, s, t] = used
-                for p in range(n):
-                    # Leaving out a step costs at most a factor 1 + delta, since the kept one before it serves.
-                    kept = pool_times[used - 1]
-                    if p == 0 or kept > lower_times[p] * (1.0 + delta):
-                        pool_bytes[used] = lower_bytes[p]
-                        pool_times[used] = lower_times[p]
-                        used += 1
-                count[table, s, t] = used - first[table, s, t]
-    return pool_bytes[:used], pool_times[:used], first, count
+                begin = max(begin, a_bytes[i] + a_shift, pool_bytes[j] + b_shift)
+                if begin > cap:
+                    continue
+                if n + i_n + j_n > space:
+                    space = int(2 * (n + i_n + j_n))
+                    low_bytes, low_least = enlarged(low_bytes, n, space), enlarged(low_least, n, space)
+                    low_times = low_least if exact else enlarged(low_times, n, space)
+                    out_bytes, out_least = np.empty(space, np.int64), np.empty(space, np.int64)
+                    out_times = out_least if exact else np.empty(space, np.int64)
+                written = lower(
+                    a_bytes, a_least, a_times, i, i + i_n, a_shift,
+                    pool_bytes, pool_least, pool_times, j, j + j_n, b_shift, time, begin, cap,
+                    low_bytes, low_least, low_times, n, out_bytes, out_least, out_times,
+                )  # fmt: skip
+                if written:
+                    n = written
+                    low_bytes, out_bytes = out_bytes, low_bytes
+                    low_least, out_least = out_least, low_least
+                    low_times, out_times = out_times, low_times
+            if not exact and n:
+                n = thin(low_bytes, low_least, low_times, n, allowed)
+            if used + n > room:
+                room = int(2 * (used + n))
+                own_bytes, own_least = enlarged(own_bytes, used, room), enlarged(own_least, used, room)
+                own_times = own_least if exact else enlarged(own_times, used, room)
+            first[table, s, t], count[table, s, t] = used, n
+            for p in range(n):
+                own_bytes[used] = low_bytes[p]
+                own_least[used] = low_least[p]
+                own_times[used] = low_times[p]
+                used += 1
+    return own_bytes[:used], own_least[:used], own_times[:used]
 
 
 @njit(cache=True, inline="never")

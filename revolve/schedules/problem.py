@@ -1,0 +1,61 @@
+"""A chain as the solver's kernels read it: arrays of bytes and nanoseconds, and which stages are alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chain import Chain, nanoseconds
+
+__all__ = ["classify_stages", "describe_chain"]
+
+Ints = NDArray[np.int64]
+
+
+def describe_chain(chain: Chain, formats: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the chain as the arrays that the kernels read (see ``kernels.frontier.candidate``)."""
+    length = len(chain)
+    stages = chain.stages
+    sizes = np.zeros((9, length + 1), np.int64)
+    sizes[0, 1:] = [stage.output_bytes for stage in stages]
+    sizes[1] = [chain.gradient_bytes(j) for j in range(length + 1)]
+    for row, name in enumerate(("saved_bytes", "forward_extra", "save_extra", "rebuild_extra", "backward_extra"), 2):
+        sizes[row, :-1] = [getattr(stage, name) for stage in stages]
+    sizes[7, 1:] = np.cumsum([stage.grad_bytes for stage in stages])
+    sizes[8, 0] = chain.loss_extra
+    times = np.zeros((4, length + 1), np.int64)
+    for row, name in enumerate(("forward", "rebuild", "backward"), 1):
+        times[row, :-1] = [nanoseconds(getattr(stage, name)) for stage in stages]
+    times[0, 1:] = np.cumsum(times[1, :-1])
+    times[2, length] = nanoseconds(chain.loss_time)
+    flags = np.zeros((2, length + 1), np.bool_)
+    flags[0, :-1] = [stage.saves_input for stage in stages]
+    flags[1, :-1] = [stage.saves_output for stage in stages]
+    inner = np.zeros((length + 1, length + 1), np.int64)
+    steps = sizes[0, :-1] + sizes[0, 1:] + sizes[3, :-1]
+    for s in range(length):
+        inner[s, s + 2 :] = np.maximum.accumulate(steps[s + 1 :])
+    costs = [chain.formats[name] for name in formats]
+    formats_bytes = np.array([cost.stored_bytes for cost in costs], np.int64).reshape(len(costs), length + 1)
+    seconds = np.array([(c.store_time, c.load_time) for c in costs], np.float64).reshape(len(costs), 2, length + 1)
+    return sizes, times, flags, inner, formats_bytes, np.rint(seconds * 1e9).astype(np.int64)
+
+
+def classify_stages(
+    sizes: Ints, times: Ints, flags: Any, inner: Ints, formats_bytes: Ints, formats_times: Ints
+) -> Ints:
+    """Return int64 (L + 1,): stages of one class are alike in all that a cell's step function depends on.
+
+    The first stage, the last one and the loss are in classes of their own: the caller holds x_0 and x_L.
+    """
+    saved_before = np.concatenate(([True], flags[1, :-1]))
+    following = np.concatenate((sizes[0, 1:], [0]))
+    grads = np.append(np.diff(sizes[7]), 0)
+    rows = [sizes[0], following, *sizes[2:7], grads, *times[1:], *flags, saved_before]
+    rows += [*formats_bytes, *formats_times.reshape(-1, len(sizes[0]))]
+    seen: dict[tuple[Any, ...], int] = {}
+    classes = np.array([seen.setdefault(tuple(column), k) for k, column in enumerate(np.stack(rows, 1).tolist())])
+    classes[[0, -2, -1]] = -1, -2, -3
+    return classes

@@ -1,0 +1,58 @@
+"""The solver against its plain twin, on chains too long for the exhaustive search."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive import least_makespan, nanoseconds
+from random_chains import random_chain
+
+from revolve.schedules import Chain, Frontier, InfeasibleBudget, solve
+
+
+def planned(frontier: Frontier, budget: int) -> int | None:
+    """Return the nanoseconds of the plan, None where the solver refuses the budget."""
+    try:
+        return nanoseconds(frontier.plan(budget).makespan)
+    except InfeasibleBudget:
+        return None
+
+
+def assert_twins_agree(chain: Chain, formats: tuple[str, ...], shares: list[float]) -> None:
+    """Compare both at points of the frontier, a byte below them, and at shares of the largest peak."""
+    frontier = solve(chain, formats=formats)
+    points = [int(frontier.peaks[round(share * (len(frontier) - 1))]) for share in (0.0, *shares)]
+    anywhere = [int(share * frontier.peaks[-1]) for share in shares]
+    for budget in {*points, *(max(point - 1, 0) for point in points), *anywhere, 2 * points[-1]}:
+        assert planned(frontier, budget) == least_makespan(chain, budget, formats), f"{budget} bytes"
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 2**32),
+    length=st.integers(1, 8),
+    largest=st.sampled_from([3, 20, 1000]),
+    formats=st.integers(0, 2),
+    consistent=st.booleans(),
+    transient=st.sampled_from([1, 4]),
+    shares=st.lists(st.floats(0, 1), min_size=2, max_size=2),
+)
+def test_solver_equals_the_plain_recursion(seed, length, largest, formats, consistent, transient, shares):
+    rng = random.Random(seed)
+    chain = random_chain(rng, length, largest=largest, formats=formats, consistent=consistent)
+    # Runs that save nothing decide a peak only where their transient bytes are large.
+    stages = (replace(stage, forward_extra=transient * stage.forward_extra) for stage in chain.stages)
+    chain = replace(chain, stages=tuple(stages))
+    assert_twins_agree(chain, (), shares)
+    if formats:
+        assert_twins_agree(chain, tuple(chain.formats), shares)
+
+
+@pytest.mark.parametrize(("length", "formats"), [(9, 1), (12, 0)])
+def test_solver_equals_the_plain_recursion_on_longer_chains(length, formats):
+    chain = random_chain(random.Random(length), length, largest=1000, formats=formats)
+    assert_twins_agree(chain, tuple(chain.formats), [0.1, 0.5, 0.9])
