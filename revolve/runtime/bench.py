@@ -100,8 +100,9 @@ class Trial:
         The stage's output, detached.
     saves_input, saves_output
         As in ``Stage``.
-    output_bytes, gradient_bytes, grad_bytes, kept_bytes
-        Bytes of the output, of its gradient, of new parameter gradients, and of old values of buffers.
+    output_bytes, fresh_bytes, gradient_bytes, grad_bytes, kept_bytes
+        Bytes of the output but for what belongs to the model's input, of what the stage itself allocated of it,
+        of its gradient, of new parameter gradients, and of old values of buffers.
     """
 
     PHASES: ClassVar[int] = 8
@@ -110,6 +111,7 @@ class Trial:
     saves_input: bool
     saves_output: bool
     output_bytes: int
+    fresh_bytes: int
     gradient_bytes: int
     grad_bytes: int
     kept_bytes: int
@@ -117,25 +119,28 @@ class Trial:
     def sizes(self, phases: Sequence[Phase]) -> Sizes:
         """Return the sizes of the stage, from its ``PHASES`` phases of the trace."""
         _, forward, _, save, _, backward, _, rebuild = phases
-        saved_bytes = max(0, save.end - save.start - self.output_bytes)
+        saved_bytes = max(0, save.end - save.start - self.fresh_bytes)
         fields = {
             "output_bytes": self.output_bytes,
             "saved_bytes": saved_bytes,
             "saves_input": self.saves_input,
             "saves_output": self.saves_output,
-            "forward_extra": max(GENERATOR_BYTES, extra(forward, self.output_bytes)),
-            "save_extra": max(GENERATOR_BYTES, extra(save, self.output_bytes + saved_bytes)),
+            "forward_extra": max(GENERATOR_BYTES, extra(forward, self.fresh_bytes)),
+            "save_extra": max(GENERATOR_BYTES, extra(save, self.fresh_bytes + saved_bytes)),
             "rebuild_extra": max(
-                GENERATOR_BYTES, extra(rebuild, saved_bytes + (self.output_bytes if self.saves_output else 0))
+                GENERATOR_BYTES, extra(rebuild, saved_bytes + (self.fresh_bytes if self.saves_output else 0))
             ),
             "backward_extra": extra(backward, self.gradient_bytes),
             "grad_bytes": self.grad_bytes,
         }
-        return Sizes(fields, max(0, forward.end - forward.start - self.output_bytes) + self.kept_bytes)
+        return Sizes(fields, max(0, forward.end - forward.start - self.fresh_bytes) + self.kept_bytes)
 
 
-def try_stage(bench: Bench, value: Any, tracer: Tracer) -> Trial:
-    """Run a stage as forward, save with its backward, and rebuild, in ``Trial.PHASES`` phases of a trace."""
+def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
+    """Run a stage as forward, save with its backward, and rebuild, in ``Trial.PHASES`` phases of a trace.
+
+    Storages in ``own`` belong to the model's input: masks and the like that are passed on count nothing.
+    """
     torch.clear_autocast_cache()  # the casts of parameters are made in the trace, as in a step
     with gradients_present(bench.stage, bench.later) as parameters:
         before = {id(parameter) for parameter in parameters if parameter.grad is not None}
@@ -149,7 +154,8 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer) -> Trial:
         output, packer = bench.run(leaf, keep=True)
         tracer.mark()
         saved = storage_keys([holder.kept.get() for holder in packer.live() if holder.kept is not None])
-        saves_input, saves_output = bool(saved & storage_keys(value)), bool(saved & storage_keys(output))
+        inputs = storage_keys(value)
+        saves_input, saves_output = bool(saved & inputs - own), bool(saved & storage_keys(output) - own - inputs)
         target = one_sum(output)
         del output
         tracer.mark()
@@ -164,8 +170,10 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer) -> Trial:
     bench.rebuild(value, packer)
     tracer.mark()
     gradient_bytes = bytes_of([t for t in tensors_of(following) if t.requires_grad])
-    output_bytes = bytes_of(following)
-    return Trial(following, saves_input, saves_output, output_bytes, gradient_bytes, grad_bytes, bench.kept_bytes)
+    output_bytes, fresh_bytes = bytes_of(following, own), bytes_of(following, inputs)
+    return Trial(
+        following, saves_input, saves_output, output_bytes, fresh_bytes, gradient_bytes, grad_bytes, bench.kept_bytes
+    )
 
 
 def extra(phase: Phase, left: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from revolve.schedules.chain import Chain, Stage
 from revolve.storage.boundary import bytes_of, cut, map_tensors, storage_keys, tensors_of, versions_of
 
 from .allocations import trace_allocations
-from .bench import Bench, Trial, extra, time_loss, time_stages, try_loss, try_stage
+from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss, try_stage
 from .exceptions import MeasurementError
 from .generators import devices_of
 from .isolation import isolated
@@ -34,6 +35,8 @@ Progress = Callable[[int, int, str], None]
 # ``backward()`` holds the gradient of the loss, a scalar, to the end, and the caller may hold scalars of
 # his own; allocators round a scalar up to 512 bytes at most.
 ROOT_BYTES = 1024
+
+NOISE = 1.5  # up to this ratio, times of stages that are otherwise alike count as the same
 
 
 def default_loss(output: Any) -> torch.Tensor:
@@ -98,8 +101,8 @@ def measure_children(
 def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModule]:
     """Glue functions together that cannot be separated, by running them once.
 
-    A function whose output shares storage with its input, or that changes its input, joins the one
-    before it.
+    A function that returns its input or a view of it, or that changes its input, joins the one before it.
+    Tensors that are passed on unchanged beside new ones (masks, rotary tables) separate nothing.
 
     Raises
     ------
@@ -110,13 +113,13 @@ def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModu
     value = copy_of(sample)
     pending: StageModule | None = None  # a view of the model's input joins what follows
     for index, function in enumerate(functions):
-        before, versions = storage_keys(value), versions_of(value)
+        versions = versions_of(value)
         with running(function, value), torch.enable_grad(), hooked(lambda tensor: None):
             output = function(value)
         if not tensors_of(output):
             raise MeasurementError(f"stage {function.name!r} returns no tensor, but {type(output).__name__}")
         changed = versions_of(value) != versions
-        shared = bool(before & storage_keys(output))
+        shared = inseparable(value, output)
         if changed and not stages:
             raise MeasurementError(
                 f"stage {function.name!r} changes the model's input in place, so it cannot be run again; "
@@ -131,6 +134,13 @@ def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModu
                 stages.append(joined)
         value = output
     return stages
+
+
+def inseparable(value: Any, output: Any) -> bool:
+    """Whether a stage's output is its input, or has a view of it; tensors passed on beside new ones do not count."""
+    before, passed_on = storage_keys(value), {id(tensor) for tensor in tensors_of(value)}
+    fresh = [tensor for tensor in tensors_of(output) if id(tensor) not in passed_on]
+    return not fresh or bool(before & storage_keys(fresh))
 
 
 def copy_of(value: Any) -> Any:
@@ -164,7 +174,7 @@ def measure_stages(
     With ``loss`` None the loss costs nothing: whoever calls the model pays for it.
     """
     device = (*devices_of([*tensors_of(sample), *(t for s in stages for t in s.tensors())]), torch.device("cpu"))[0]
-    value = cut(sample)
+    value, own = cut(sample), storage_keys(sample)
     benches: list[Bench] = []
     trials: list[Trial] = []
     gradient = 0
@@ -174,7 +184,7 @@ def measure_stages(
                 progress(index, len(stages) + 1, stage.name)
             with running(stage, value), torch.enable_grad():
                 benches.append(Bench(index, stage, stages[index + 1 :], value))
-                trials.append(try_stage(benches[-1], value, tracer))
+                trials.append(try_stage(benches[-1], value, tracer, own))
             value = trials[-1].output
         if loss is not None:
             with running(StageModule("loss", (loss,)), value), torch.enable_grad():
@@ -183,12 +193,13 @@ def measure_stages(
     count = Trial.PHASES
     sizes = [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
     own_output(sizes[-1].fields)
-    reserve = ROOT_BYTES + sum(found.residue for found in sizes)
+    passed_on = [t for trial in trials for t in tensors_of(trial.output) if t.requires_grad and storage_keys(t) <= own]
+    reserve = ROOT_BYTES + sum(found.residue for found in sizes) + bytes_of(passed_on)  # their gradients, at most
     loss_time, loss_extra = 0.0, 0
     if progress:
         progress(len(stages), len(stages) + 1, "times")
     with running(StageModule("timing", ()), sample), torch.enable_grad():
-        times = time_stages(benches, sample, device)
+        times = pool_times(stages, sizes, time_stages(benches, sample, device))
         if loss is not None:
             phase = tracer.phases[-1]
             loss_time, loss_extra = time_loss(loss, value, device), extra(phase, gradient)
@@ -206,6 +217,28 @@ def measure_stages(
         loss_extra + reserve,
         name=name,
     )
+
+
+def pool_times(
+    stages: Sequence[StageModule], sizes: Sequence[Sizes], times: Sequence[tuple[float, float, float]]
+) -> list[tuple[float, float, float]]:
+    """Give stages that are alike the same times, the medians of theirs.
+
+    Alike are stages of modules that print alike, take the same bytes, and about the same time, such as a
+    transformer's blocks. What is left between their times is noise, and the solver solves equal stages once.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, (stage, found) in enumerate(zip(stages, sizes, strict=True)):
+        prints = tuple(repr(f) if isinstance(f, nn.Module) else id(f) for f in stage.functions)
+        groups.setdefault((prints, *found.fields.values()), []).append(index)
+    pooled = list(times)
+    for group in groups.values():
+        totals = [forward + backward for forward, _, backward in (times[index] for index in group)]
+        if max(totals) <= NOISE * min(totals):
+            forward, rebuild, backward = (median(column) for column in zip(*(times[i] for i in group), strict=True))
+            for index in group:
+                pooled[index] = (forward, rebuild, backward)
+    return pooled
 
 
 def own_output(fields: dict[str, Any]) -> None:

@@ -102,24 +102,27 @@ class Runner:
         if self.plan.budget is None:
             return self.given
         situation = Situation.current(stages, input)
-        known = self.planned.get(situation)
+        known = situation if situation in self.planned else self.covering(situation)
         if known is None:
-            known = self.planned[situation] = self.find(situation, input)
+            self.planned[situation] = self.find(input)
             while len(self.planned) > CACHE_SIZE:
                 self.planned.popitem(last=False)
-        self.planned.move_to_end(situation)
-        return known
+            return self.planned[situation]
+        self.planned.move_to_end(known)
+        return self.planned[known]
 
-    def find(self, situation: Situation, input: Any) -> Planned:
+    def covering(self, situation: Situation) -> Situation | None:
+        """Return a call with larger inputs that there is a plan for, once there are many plans."""
+        if len(self.planned) < CACHE_SIZE:
+            return None
+        return next((other for other in self.planned if other.covers(situation)), None)
+
+    def find(self, input: Any) -> Planned:
         """Return a plan for a call that there was none of yet."""
         chain = self.plan.chain
         if not self.bound and bytes_of(input) == chain.input_bytes and requires_grad(input) is chain.input_grad:
             self.bound = True
             return self.given
-        if len(self.planned) >= CACHE_SIZE:
-            for other, planned in self.planned.items():
-                if other.covers(situation):
-                    return planned
         return Planned(self.plan_again(input))
 
     def plan_again(self, input: Any) -> Plan:

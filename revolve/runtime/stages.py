@@ -115,7 +115,11 @@ class StageModule:
         number = place[0] % len(self.modules)
         return number, self.modules[number]
 
-    def describe(self, place: Place) -> str:
+    def describe(self) -> str:
+        """Write the stage's functions; those of equal modules print alike."""
+        return "\n".join(map(repr, self.functions))
+
+    def name_of(self, place: Place) -> str:
         """Name a parameter or buffer in an error message."""
         number, module = self.module_of(place)
         return f"{place[1]} of module {number} ({type(module).__name__})"

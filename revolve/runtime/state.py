@@ -111,7 +111,7 @@ class StageState:
 
     def name(self, places: frozenset[Place], loose: list[int]) -> str:
         """Name one of some places or loose tensors."""
-        return self.stage.describe(min(places)) if places else f"tensor {loose[0]} outside of modules"
+        return self.stage.name_of(min(places)) if places else f"tensor {loose[0]} outside of modules"
 
     def finish(self) -> frozenset[Place]:
         """Compare buffers and parameters after the first run; keep old values of buffers that changed.

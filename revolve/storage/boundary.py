@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -41,9 +41,14 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors of a boundary, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
-    found: list[torch.Tensor] = []
-    map_tensors(found.append, value)
-    return found
+    node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
+    if node is not None:
+        children, _ = node.flatten_fn(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        children = [getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)]
+    else:
+        return []
+    return [tensor for child in children for tensor in tensors_of(child)]
 
 
 def cut_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,9 +75,10 @@ def storage_keys(value: Any) -> set[int]:
     return {storage._cdata for tensor in tensors_of(value) for storage in storages_of(tensor)}
 
 
-def bytes_of(value: Any) -> int:
-    """Return the bytes of a boundary, each storage once."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors_of(value) for s in storages_of(tensor)}.values())
+def bytes_of(value: Any, without: Container[int] = ()) -> int:
+    """Return the bytes of a boundary, each storage once, and those of some identities not at all."""
+    sizes = {s._cdata: s.nbytes() for tensor in tensors_of(value) for s in storages_of(tensor)}
+    return sum(size for key, size in sizes.items() if key not in without)
 
 
 def version_of(tensor: torch.Tensor) -> int:

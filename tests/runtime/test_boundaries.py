@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import dataclass
+
 import pytest
 import torch
-from steps import assert_equal_steps, assert_same, batch, perceptron, run_step, square
+from layers import Apply
+from steps import assert_equal_steps, assert_same, batch, perceptron, run_step, square, twins
 from torch import nn
 
 import revolve
-
-
-class Apply(nn.Module):
-    """A function as a module, with a linear layer to use."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.linear = nn.Linear(16, 16)
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.linear, x)
 
 
 def apply_all(*functions):
@@ -154,3 +146,90 @@ def test_a_view_of_the_input_joins_what_follows():
     plain = run_step(model, x)
     frontier = revolve.solve(chain)
     assert_same(run_step(revolve.checkpointed(model, frontier.plan(frontier.smallest)), x), plain)
+
+
+@dataclass
+class State:
+    x: torch.Tensor
+    mask: torch.Tensor | None
+    label: str = "state"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    parts: tuple[torch.Tensor, ...]
+    nothing: None = None
+
+
+DATACLASSES = apply_all(
+    lambda linear, x: State(linear(x).tanh(), x > 0),
+    lambda linear, v: State(linear(v.x).sin() * v.mask, None, v.label + "!"),
+    lambda linear, v: Frozen((linear(v.x).exp(), v.x.cos())),
+    lambda linear, v: linear(v.parts[0]) + v.parts[1],
+)
+
+
+def test_dataclasses():
+    assert_equal_steps(DATACLASSES, batch())
+    assert_equal_steps(DATACLASSES, batch().requires_grad_())
+    frontier = revolve.solve(revolve.measure(DATACLASSES, batch()))
+    assert len(frontier.chain) == 4
+    revolve.checkpointed(DATACLASSES, frontier.plan(frontier.smallest))
+    report = revolve.verify(DATACLASSES, batch(), repeats=1)
+    assert report.exact
+    assert report.measured_peak <= report.predicted_peak
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(16, 16, dropout=0.2, num_layers=2)
+
+    def forward(self, sequence):
+        return self.lstm(sequence)[0]
+
+
+def test_packed_sequences():
+    torch.manual_seed(0)
+    model = nn.Sequential(Packed(), Packed(), Packed(), Apply(lambda linear, v: linear(v.data)))
+    x = nn.utils.rnn.pack_sequence([batch(5), batch(3), batch(2)])
+    assert_equal_steps(model, x)
+
+
+def with_mask(function):
+    return lambda linear, v: {"x": function(linear, v), "mask": v["mask"], "context": v["context"]}
+
+
+@pytest.mark.parametrize("context_grad", [False, True])
+@pytest.mark.parametrize("made", [False, True])
+def test_side_inputs_of_many_stages(context_grad, made):
+    """Masks and contexts that every stage passes on, from the caller or made by the first stage."""
+    steps = [with_mask(lambda linear, v: (linear(v["x"]).tanh() * v["mask"] + v["context"]).sin())] * 5
+    last = lambda linear, v: linear(v["x"]) + v["context"]  # noqa: E731
+    first = lambda linear, x: {"x": x.sin(), "mask": x > 0, "context": linear(x).cos()}  # noqa: E731
+    if made:
+        model, x = apply_all(first, *steps, last), batch().requires_grad_(context_grad)
+    else:
+        model = apply_all(*steps, last)
+        x = {"x": batch(), "mask": batch() > 0, "context": batch(seed=3).requires_grad_(context_grad)}
+    frontier = revolve.solve(revolve.measure(model, x))
+    assert len(frontier.chain) == len(model)
+    for peak in frontier.peaks:
+        revolve.checkpointed(model, frontier.plan(int(peak)))
+        report = revolve.verify(model, x, repeats=1)
+        assert report.exact, report.differences
+        assert report.measured_peak <= report.predicted_peak
+    if made:
+        assert_equal_steps(revolve.restore(model), x)
+
+
+def test_tuples_leave_no_reference_cycles():
+    planned, _ = twins(TUPLES)
+    square(planned(batch())).backward()
+    gc.collect()
+    gc.disable()
+    try:
+        square(planned(batch())).backward()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
