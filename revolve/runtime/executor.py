@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import RLock
 from typing import Any
 
@@ -45,10 +46,13 @@ from .modes import Modes
 from .program import Program
 from .replay import Replay
 from .saving import Holder, Packer, StopRebuild, hooked
+from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
 
 __all__ = ["Run"]
+
+NO_UNITS: AbstractContextManager[None] = nullcontext()
 
 
 class Run:
@@ -238,7 +242,7 @@ class Run:
                 stop = -1
         if state.random:
             replay.draw(state.random)
-        with state:
+        with state, gathered_for(stage.units) if stage.units else NO_UNITS:
             pack, check = packer.refill(state.temporary, keep=type(action) is not Forward, stop=stop)
             try:
                 with hooked(pack):

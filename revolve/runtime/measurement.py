@@ -25,6 +25,7 @@ from .generators import devices_of
 from .isolation import isolated
 from .replay import recomputing
 from .saving import hooked
+from .sharding import units_of
 from .situations import describe_input
 from .stages import StageModule, check_sequential, flatten
 
@@ -92,6 +93,12 @@ def measure_children(
 ) -> Chain:
     """Measure a table of children that run one after the other; also in the middle of a step."""
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
+    if units_of(module for stage in stages for module in stage.modules):
+        raise MeasurementError(
+            "the model's parameters are sharded by fully_shard, so that single stages cannot be measured (nor planned "
+            "for again, where a call looks otherwise than the plan's); measure before fully_shard, with every module "
+            "that is to be sharded as one stage, and use a plan without a budget, Plan.from_actions(chain, actions)"
+        )
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     with isolated(stages, sample), recomputing(), keep:
         glued = find_stages(stages, sample)

@@ -14,6 +14,7 @@ from revolve.storage.boundary import storages_of
 
 from .exceptions import ModelError, PlanMismatch
 from .reaching import reach
+from .sharding import units_of
 from .tables import Contents, Place, Table
 
 __all__ = ["StageModule", "check_sequential", "flatten", "is_special", "match_stages"]
@@ -60,8 +61,18 @@ class StageModule:
         return tuple(dict.fromkeys(module for root in roots for module in root.modules()))
 
     @cached_property
+    def units(self) -> tuple[Any, ...]:
+        """The modules whose parameters are sharded."""
+        return units_of(self.modules)
+
+    @cached_property
     def tables(self) -> tuple[Table, ...]:
-        """The modules' own tables: of the parameters of each, then of the buffers of each."""
+        """The modules' own tables: of the parameters of each, then of the buffers of each.
+
+        The tables of sharded parameters are left to FSDP, which replaces their entries around every run.
+        """
+        if self.units:
+            return (*({} for _ in self.modules), *(module._buffers for module in self.modules))
         return (*(module._parameters for module in self.modules), *(module._buffers for module in self.modules))
 
     def contents(self) -> Contents:
@@ -75,9 +86,10 @@ class StageModule:
     def stops_early(self) -> bool:
         """Whether a rebuild may end where the last tensor is saved.
 
-        RReLU saves its noise before it draws it (torch's own checkpoint, too, gives wrong gradients then).
+        RReLU saves its noise before it draws it (torch's own checkpoint, too, gives wrong gradients then), and FSDP
+        must see a stage's end.
         """
-        return not any(isinstance(module, nn.RReLU) for module in self.modules)
+        return not self.units and not any(isinstance(module, nn.RReLU) for module in self.modules)
 
     @cached_property
     def loose(self) -> tuple[torch.Tensor, ...]:
@@ -100,7 +112,8 @@ class StageModule:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""
-        return [*(tensor for table in self.tables for tensor in table.values() if tensor is not None), *self.loose]
+        tables = (table for module in self.modules for table in (module._parameters, module._buffers))
+        return [*(tensor for table in tables for tensor in table.values() if tensor is not None), *self.loose]
 
     def storages(self) -> dict[int, torch.UntypedStorage]:
         """Return the storages of parameters and buffers by their identity."""
