@@ -18,6 +18,7 @@ reverse, where L + 1 means that the loss, as stage L, is among them.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 
 from revolve.schedules import Chain
@@ -29,8 +30,11 @@ Step = tuple[State, int, list[list]]  # next state, nanoseconds, actions
 PeakedStep = tuple[int, State, int, list[list]]
 
 
-def least_makespan(chain: Chain, budget: int) -> tuple[int, list[list]] | None:
-    """Return nanoseconds and actions of the fastest schedule within ``budget`` bytes, None if there is none."""
+def least_makespan(chain: Chain, budget: int, below: float = math.inf) -> tuple[int, list[list]] | None:
+    """Return nanoseconds and actions of the fastest schedule within ``budget`` bytes, None if there is none.
+
+    Schedules that take ``below`` nanoseconds or more are not searched.
+    """
     search = Search(chain, budget)
     start: State = ((ABSENT,) * (len(chain) + 1), 0, len(chain) + 1)
     best, parents = {start: 0}, {start: None}
@@ -44,9 +48,11 @@ def least_makespan(chain: Chain, budget: int) -> tuple[int, list[list]] | None:
             return -negative_time, spell(parents, state)
         for following, cost, actions in search.expand(state):
             time = cost - negative_time
-            if time < best.get(following, 1 << 62):
-                best[following], parents[following] = time, (state, actions)
-                heapq.heappush(heap, (time + search.least_remaining(following), -time, following))
+            if time < best.get(following, math.inf):
+                least = time + search.least_remaining(following)
+                if least < below:
+                    best[following], parents[following] = time, (state, actions)
+                    heapq.heappush(heap, (least, -time, following))
     return None
 
 
@@ -60,6 +66,10 @@ class Search:
         self.x = [0, *(stage.output_bytes for stage in self.stages)]  # x_0 is the caller's
         self.gradient = [chain.input_bytes if chain.input_grad else 0, *self.x[1:], 0]
         self.held_by: dict[State, int] = {}
+        self.loss_time = nanoseconds(chain.loss_time)
+        self.forward = [nanoseconds(stage.forward) for stage in self.stages]
+        self.rebuild = [nanoseconds(stage.rebuild) for stage in self.stages]
+        self.backward = [nanoseconds(stage.backward) for stage in self.stages]
 
     def held(self, state: State) -> int:
         """Return the bytes a state holds, each storage once."""
@@ -80,19 +90,23 @@ class Search:
         return self.held_by[state]
 
     def least_remaining(self, state: State) -> int:
-        """Return a time that no schedule from here can beat; no step lowers it by more than the step takes."""
+        """Return a time that no schedule from here can beat; no step lowers it by more than the step takes.
+
+        An activation that is needed and not at hand takes one more run of the stage before it, which may as
+        well save that stage; so downwards from the front.
+        """
         at_hand, saved, front = state
-        total = 0
-        reached = self.length
-        if front > self.length:
-            total = nanoseconds(self.chain.loss_time)
-            reached = max((j for j, code in enumerate(at_hand) if code), default=0)
-        for i, stage in enumerate(self.stages[:front]):
-            total += nanoseconds(stage.backward)
-            if i >= reached:  # still to be run on the way to the loss
-                total += nanoseconds(stage.forward)
-            elif not saved >> i & 1:
-                total += nanoseconds(stage.rebuild)
+        before_loss = front > self.length
+        total = self.loss_time if before_loss else 0
+        output_needed = before_loss and at_hand[self.length] != DENSE
+        for i in range(min(front, self.length) - 1, -1, -1):
+            unsaved = not saved >> i & 1
+            total += self.backward[i]
+            if output_needed:
+                total += self.forward[i]
+            elif unsaved:
+                total += self.rebuild[i]
+            output_needed = (output_needed or unsaved) and not at_hand[i]
         return total
 
     def expand(self, state: State) -> Iterator[Step]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from random_chains import random_chain
 
 import revolve
-from revolve.schedules import solve
+from revolve.schedules import Chain, solve
 
 ROOT = Path(revolve.__file__).parents[1]
 
@@ -61,3 +61,16 @@ def test_kernels_agree_with_and_without_the_jit():
         frontier = solve(chain, formats=tuple(chain.formats))
         actions = [action.to_json() for action in frontier.plan(frontier.smallest).actions]
         assert json.loads(line) == [frontier.peaks.tolist(), frontier.makespans.tolist(), actions]
+
+
+def test_processes_that_start_at_once_share_an_empty_cache(tmp_path):
+    # As the ranks of a distributed run do: each compiles or reads what another one wrote, and all agree.
+    code = "from revolve.schedules import Chain, solve; print(solve(Chain.uniform(6)).makespans.tolist())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, cwd=ROOT, **pipes) for _ in range(3)]
+    printed = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert {out for out, _ in printed} == {f"{solve(Chain.uniform(6)).makespans.tolist()}\n"}
+    assert list(tmp_path.rglob("*.nbc"))

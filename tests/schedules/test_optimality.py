@@ -12,7 +12,7 @@ from random_chains import random_chain
 
 from revolve.schedules import Chain, InfeasibleBudget, simulate, solve
 
-LENGTHS, WEIGHTS = (1, 2, 3, 4, 5), (1, 4, 6, 6, 3)
+LENGTHS, WEIGHTS = (1, 2, 3, 4, 5, 6), (1, 4, 6, 6, 3, 1)
 
 
 class Case(NamedTuple):
