@@ -85,7 +85,7 @@ def describe_steps(schedule: Schedule, facts: dict[str, Any]) -> Iterator[str]:
     length, slots, segments, extra = (facts[name] for name in ("length", "slots", "segments", "extra_forwards"))
     ratio = (2 * length + extra) / (2 * length)
     if segments is None:
-        stored = min(slots, length) - 1
+        stored = max(min(slots, length - 1) - 1, 0)  # the input of the last stage is never stored
         yield f"Revolve: {length} stages, {slots} slots"
     else:
         stored = segments - 1

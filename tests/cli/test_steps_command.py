@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from revolve.schedules import count_forwards, revolve, sequential
+from revolve.schedules import count_forwards, count_slots, revolve, sequential
 
 
 def test_json_holds_the_schedule(invoke):
@@ -32,6 +32,12 @@ def test_short_schedules_are_written_out(invoke):
     output = invoke("steps", 6, "--slots", 2).stdout
     assert "forward 0..2; store 3; forward 3..4; save 5; loss; backward 5" in " ".join(output.split())
     assert all(len(line) <= 100 for line in output.splitlines())
+
+
+@pytest.mark.parametrize(("length", "slots"), [(1, 1), (2, 2), (5, 3), (5, 5), (5, 9), (40, 4)])
+def test_the_number_of_stored_activations(invoke, length, slots):
+    stored = count_slots(revolve(length, slots)) - 1
+    assert f"at most {stored} activations at a time" in invoke("steps", length, "--slots", slots).stdout
 
 
 def test_long_schedules_are_summarised_at_once(invoke):
