@@ -162,7 +162,9 @@ def plan_for(
         limit = min(simulate(chain, schedule_from_cuts(cuts, len(chain))).peak for cuts in map_cuts(starts, names))
     else:
         limit = parse_bytes(budget, free_bytes(nn.ModuleList(m for part in parts for m in part.modules)))
-    planned = PLANS[key] = Planned(solve(chain).plan(limit), [len(stage.functions) for stage in stages])
+    planned = PLANS[key] = Planned(
+        solve(chain, tolerance="auto").plan(limit), [len(stage.functions) for stage in stages]
+    )
     while len(PLANS) > CACHE_SIZE:
         PLANS.popitem(last=False)
     return planned

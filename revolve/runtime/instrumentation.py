@@ -72,7 +72,7 @@ def checkpointed(
         if sample is None or budget is None:
             raise PlanMismatch("checkpointed(model) needs a plan, or both sample= and budget=")
         limit = parse_bytes(budget, free_bytes(model))
-        plan = solve(measure(model, sample, loss)).plan(limit)
+        plan = solve(measure(model, sample, loss), tolerance="auto").plan(limit)
     elif sample is not None or budget is not None or loss is not None:
         raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample= and budget=, not both")
     if not isinstance(plan, Plan):

@@ -137,7 +137,7 @@ class Runner:
         assert given.budget is not None
         measured = measure_children(self.children, input, given.chain.name)
         try:
-            return solve(with_loss_of(given.chain, measured)).plan(given.budget)
+            return solve(with_loss_of(given.chain, measured), tolerance="auto").plan(given.budget)
         except InfeasibleBudget as error:
             error.add_note(
                 f"the model was planned for an input of {given.chain.input_bytes} bytes, and called with "
