@@ -15,6 +15,7 @@ from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
 from .allocations import Phase, Tracer
 from .exceptions import MeasurementError
+from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
 from .isolation import gradients_present
 from .saving import Packer, StopRebuild, hooked
 from .stages import StageModule
@@ -47,10 +48,15 @@ class Bench:
         self.index = index
         self.stage = stage
         self.later = later
+        owned = [TorchRandom(generator) for generator in stage.generators()]
+        random = RandomState((*default_sources(devices_of(stage.tensors())), *owned, *FOREIGN))
+        before = random.read()
         first = StageState(stage, None)
         with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=False)):
             stage(cut(value))
         self.changing = first.finish()
+        drawn = zip(random.sources, before, random.read(), strict=True)
+        self.random = tuple((source, old) for source, old, new in drawn if old != new)
         self.through = stage.storages()  # after the run, since it may have replaced a buffer
         self.kept_bytes = bytes_of([old for _, old in first.before.values()])
 
@@ -59,8 +65,14 @@ class Bench:
         tensor: torch.Tensor = holder.kept.get()
         return tensor
 
+    def draw_anew(self) -> None:
+        """Let the stage draw the same numbers in every run: a stage that leaves out a layer does so each time."""
+        for source, state in self.random:
+            source.write(state)
+
     def run(self, leaf: Any, *, keep: bool) -> tuple[Any, Packer]:
         """Run as ``forward`` or ``save`` on a cut input; return the output with its graph, and what was packed."""
+        self.draw_anew()
         with StageState(self.stage, self.changing) as state:
             packer = Packer(self.index, self.stage.name, self.through)
             with hooked(packer.record(self, keep=keep, temporary=state.temporary)):
@@ -68,6 +80,7 @@ class Bench:
 
     def rebuild(self, value: Any, packer: Packer) -> None:
         """Run as ``rebuild``, into the holders of an earlier run."""
+        self.draw_anew()
         with StageState(self.stage, self.changing) as state:
             pack, _ = packer.refill(state.temporary, keep=True, stop=packer.last() if self.stage.stops_early else -1)
             with suppress(StopRebuild), hooked(pack):

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from threading import RLock
 from typing import Any
 
@@ -51,8 +50,6 @@ from .stages import StageModule
 from .state import Habits, StageState
 
 __all__ = ["Run"]
-
-NO_UNITS: AbstractContextManager[None] = nullcontext()
 
 
 class Run:
@@ -238,12 +235,21 @@ class Run:
             stop = packer.last()
             if stop < 0:
                 return None
-            if not stage.stops_early:
+            if not (self.program.stops[index] and stage.stops_early):
                 stop = -1
         if state.random:
             replay.draw(state.random)
-        with state, gathered_for(stage.units) if stage.units else NO_UNITS:
-            pack, check = packer.refill(state.temporary, keep=type(action) is not Forward, stop=stop)
+        keep = type(action) is not Forward
+        if not stage.units:
+            return self.run_into(packer, stage, state, value, keep, stop)
+        with gathered_for(stage.units):
+            return self.run_into(packer, stage, state, value, keep, stop)
+
+    @staticmethod
+    def run_into(packer: Packer, stage: StageModule, state: StageState, value: Any, keep: bool, stop: int) -> Any:
+        """Run a stage in the state of its first run, into its holders; return its output, detached."""
+        with state:
+            pack, check = packer.refill(state.temporary, keep=keep, stop=stop)
             try:
                 with hooked(pack):
                     output = stage(value)

@@ -23,10 +23,13 @@ class Program:
         Actions up to the loss: every stage once, in order.
     rest
         Actions after it.
+    stops
+        For each stage whether a rebuild ends at its last saved tensor: where that takes less time than a forward.
     """
 
     sweep: tuple[Action, ...]
     rest: tuple[Action, ...]
+    stops: tuple[bool, ...]
 
     @cached_property
     def whole(self) -> tuple[Action, ...]:
@@ -53,4 +56,5 @@ class Program:
         foreign = [name for name in plan.formats() if name != "dense"]
         if foreign:
             raise PlanMismatch(f"the plan stores activations in format {foreign[0]!r}; only 'dense' can be executed")
-        return cls(sweep, plan.actions[turn + 1 :])
+        stops = tuple(stage.rebuild < stage.forward for stage in plan.chain.stages)
+        return cls(sweep, plan.actions[turn + 1 :], stops)

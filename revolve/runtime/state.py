@@ -198,7 +198,7 @@ class StageState:
             self.datas, self.temporary = [], NO_KEYS
         if self.replaced is not None:
             fill(self.contents.tables, self.replaced)
-        elif not self.contents.intact():  # the stage itself replaced them
+        elif self.changing and not self.contents.intact():  # the stage itself replaced them
             self.contents.put_back()
         for module in self.flags:
             module.training = not module.training

@@ -42,7 +42,6 @@ def test_two_processes(group):
 
 
 def test_every_scenario_is_run():
-    written = {
-        line.split()[1].split("(")[0] for line in (FOLDER / "distributed.py").open() if line.startswith("def test_")
-    }
+    lines = (FOLDER / "distributed.py").read_text(encoding="utf-8").splitlines()
+    written = {line.split()[1].split("(")[0] for line in lines if line.startswith("def test_")}
     assert written == {name for group in GROUPS.values() for name in group}

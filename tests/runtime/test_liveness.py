@@ -124,3 +124,76 @@ def test_a_model_is_freed_at_once(runs):
     reference = weakref.ref(model)
     del model
     assert reference() is None
+
+
+@pytest.mark.slow
+def test_a_thousand_steps_over_changing_shapes():
+    """Bytes and objects stay where they are, with plans made again and forgotten."""
+    model = perceptron(lambda: nn.Dropout(0.3), lambda: nn.BatchNorm1d(16))
+    frontier = revolve.solve(revolve.measure(model, batch(40)))
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+
+    def steps(count):
+        for step in range(count):
+            run_step(model, batch(2 + 7 * step % 39))
+            if step % 3 == 0:
+                model(batch(5))
+
+    steps(60)
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    before = len(gc.get_objects())
+    with trace_allocations(CPU) as tracer:
+        steps(40)
+        model.zero_grad(set_to_none=True)
+        tracer.mark()
+    steps(960)
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    assert tracer.phases[0].end == 0
+    assert len(gc.get_objects()) <= before + 50
+    assert len(model.forward.planned) <= 16
+
+
+class Late(nn.Module):
+    """Works on after its last saved tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.ended = 0
+
+    def forward(self, x):
+        y = self.linear(x).sin()
+        self.ended += 1
+        return y + 1
+
+
+def test_a_rebuild_ends_at_the_last_saved_tensor():
+    """Work behind it is done once, in the first run, where the plan counts on less time than a forward's."""
+    planned, _ = twins(nn.Sequential(*(Late() for _ in range(4))))
+    stops = planned.forward.given.program.stops
+    counts = planned.forward.plan.stage_counts()
+    assert True in stops
+    assert False in stops
+    square(planned(batch())).backward()
+    for stage, stop, count in zip(planned, stops, counts, strict=True):
+        assert stage.ended == count["forward"] + count["save"] + (0 if stop else count["rebuild"])
+
+
+def test_holders_are_released_as_nodes_finish():
+    """The saved tensors of a stage are freed one by one in its backward, as in plain training."""
+
+    class Sines(nn.Module):
+        def forward(self, x):
+            for _ in range(8):
+                x = x.sin()
+            return x
+
+    planned, _ = twins(nn.Sequential(Sines(), Sines()))
+    x = torch.randn(1000, 100, requires_grad=True)
+    y = planned(x)
+    with trace_allocations(CPU) as tracer:
+        y.backward(torch.ones_like(y))
+        tracer.mark()
+    assert tracer.phases[0].peak <= (7 + 1 + 3) * x.nbytes  # saved; the second stage's input; gradients on their way

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
-from steps import batch, perceptron, square
+from layers import build
+from steps import batch, perceptron, run_step, square
 from torch import nn
 from torch.profiler import profile
 
@@ -200,3 +203,17 @@ def test_recurrent_stages():
     assert all(a is b for a, b in zip(weights, [w for m in model for w in m.lstm._flat_weights], strict=True))
     revolve.checkpointed(model, frontier.plan(frontier.smallest))
     assert revolve.verify(model, x, repeats=1).exact
+
+
+@pytest.mark.parametrize("kind", ["stochastic depth", "stochastic depth by Python", "stochastic depth by NumPy"])
+def test_stages_that_leave_out_layers_at_random(kind):
+    for seed in range(4):
+        model = build([kind] * 5)
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        snapshot = Snapshot(model)
+        states = random.getstate(), np.random.get_state()[2]
+        frontier = revolve.solve(revolve.measure(model, batch()))
+        snapshot.check()
+        assert (random.getstate(), np.random.get_state()[2]) == states
+        revolve.checkpointed(model, frontier.plan(frontier.smallest))
+        run_step(model, batch())
