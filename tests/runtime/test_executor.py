@@ -42,6 +42,19 @@ def test_every_stage_runs_as_often_as_planned(planner):
         assert stage.first + stage.again == counts["forward"] + counts["save"] + counts["rebuild"]
 
 
+@pytest.mark.filterwarnings("ignore::revolve.runtime.exceptions.BudgetWarning")
+def test_a_second_backward_follows_the_whole_schedule_anew(planner):
+    """Not every stage alone, which would take a forward of all stages before it each time [5]."""
+    model = nn.Sequential(*(Counted(nn.Sequential(nn.Linear(16, 16), nn.Tanh())) for _ in range(6)))
+    plan = planner(model)
+    loss = square(revolve.checkpointed(model, plan)(batch()))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for stage, counts in zip(model, plan.stage_counts(), strict=True):
+        assert stage.first == 1
+        assert stage.again == 2 * (counts["forward"] + counts["save"] + counts["rebuild"]) - 1
+
+
 def test_stages_run_again_late(planner):
     """A stage runs again only when the gradient behind it is at hand [2]."""
     events = []
