@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from revolve import __version__
 from revolve.schedules.exceptions import RevolveError
 
+from .comparing import compare_strategies, show_frontier
 from .exceptions import INTERRUPTED, PIPE_CLOSED, WRONG_INPUT, exit_code
 from .output import close_stdout, print_error
 from .planning import plan_chain, plot_plan
@@ -100,6 +101,8 @@ app.command("steps", short_help="List a classic schedule of a uniform chain.")(l
 app.command("chain", short_help="Plan a measured chain inside a budget.")(plan_chain)
 app.command("model", short_help="Measure a model and plan its training inside a budget.")(plan_model)
 app.command("verify", short_help="Run one planned step of a model beside a plain one.")(verify_model)
+app.command("frontier", short_help="Show what every budget costs: least peak, knee, plain training.")(show_frontier)
+app.command("compare", short_help="Plan within one budget by every known strategy.")(compare_strategies)
 app.command("plot", short_help="Draw a saved plan.")(plot_plan)
 
 

@@ -12,12 +12,14 @@ from .demo_models import DEMO_MODELS
 __all__ = [
     "Balanced",
     "Budget",
+    "Curve",
     "Dtype",
     "Formats",
     "Fraction",
     "Input",
     "Json",
     "Out",
+    "Overhead",
     "PlanFile",
     "Repeats",
     "SaveChain",
@@ -25,13 +27,18 @@ __all__ = [
     "Seed",
     "Segments",
     "Slots",
+    "SourceSpec",
     "Spec",
+    "Strategies",
     "Title",
     "Tolerance",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Draw the schedule: .png, .svg or .pdf.")]
+Curve = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Draw peak against time: .png, .svg or .pdf.")
+]
 
 Slots = Annotated[
     int | None,
@@ -58,13 +65,29 @@ Fraction = Annotated[
     float | None,
     typer.Option("--fraction", metavar="X", help="The budget as a share of plain training's peak, for example 0.4."),
 ]
+Overhead = Annotated[
+    str | None,
+    typer.Option(
+        "--overhead",
+        metavar="X",
+        help="The least budget whose step takes at most this much longer than plain training's: 0.1 or '10%'.",
+    ),
+]
 Formats = Annotated[
     list[str] | None,
     typer.Option("--format", metavar="NAME", help="Storage format that checkpoints may use; repeatable."),
 ]
 Tolerance = Annotated[
-    float,
-    typer.Option("--tolerance", metavar="X", help="Let the step exceed the optimum by this share, to solve faster."),
+    str,
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        help="Let the step exceed the optimum by this share, to solve faster; 'auto' does so for very long chains only.",
+    ),
+]
+Strategies = Annotated[
+    list[str] | None,
+    typer.Option("--strategy", metavar="NAME", help="Compare this strategy; repeatable. Without it, all of them."),
 ]
 SavePlan = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan as JSON.")]
 SaveChain = Annotated[
@@ -80,6 +103,16 @@ Spec = Annotated[
         metavar="MODEL",
         help="package.module:callable (returns an nn.Module, or is one; the working directory is searched too), "
         "or a built-in demo model: " + ", ".join(DEMO_MODELS) + ".",
+        show_default=False,
+    ),
+]
+SourceSpec = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|MODEL",
+        help="A chain file (revolve.chain/1), or a model to measure: package.module:callable, or a demo model ("
+        + ", ".join(DEMO_MODELS)
+        + ").",
         show_default=False,
     ),
 ]

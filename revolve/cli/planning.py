@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from revolve.report.files import check_target, write_target
-from revolve.schedules import Chain, Frontier, Plan, parse_bytes, simulate, solve
-from revolve.schedules.plans import plain_schedule
+from revolve.schedules import Chain, Frontier, Plan, solve
 
 from . import parameters
 from .exceptions import CommandError
+from .goals import Goal
 from .output import print_content, print_json, show_progress
 
 __all__ = [
@@ -23,7 +23,8 @@ __all__ = [
     "print_frontier",
     "print_plan",
     "print_written",
-    "resolve_budget",
+    "read_tolerance",
+    "solve_chain",
     "write_plan",
 ]
 
@@ -32,23 +33,23 @@ def plan_chain(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A chain file (revolve.chain/1).", show_default=False)],
     budget: parameters.Budget = None,
     fraction: parameters.Fraction = None,
+    overhead: parameters.Overhead = None,
     formats: parameters.Formats = None,
-    tolerance: parameters.Tolerance = 0.0,
+    tolerance: parameters.Tolerance = "auto",
     save: parameters.SavePlan = None,
     out: parameters.Out = None,
     as_json: parameters.Json = False,
 ) -> None:
     """Plan a measured chain inside a budget; without one, show what budgets cost."""
-    chosen = check_request(budget, fraction, save, out, as_json)
-    chain = Chain.load(file)
-    # A budget that cannot be read should not wait for the solver.
-    size = resolve_budget(chain, budget, fraction) if chosen else 0
-    with show_progress("solving"):
-        frontier = solve(chain, formats=formats or ("dense",), tolerance=tolerance)
-    if not chosen:
+    goal = Goal(budget, fraction, overhead)
+    goal.check(device=False)
+    check_request(bool(goal.given), save, out, as_json)
+    share = read_tolerance(tolerance)
+    frontier = solve_chain(Chain.load(file), formats, share)
+    if not goal.given:
         print_frontier(frontier)
         return
-    plan = frontier.plan(size)
+    plan = frontier.plan(goal.resolve(frontier))
     write_plan(plan, save, out)
     if as_json:
         print_json(plan.to_json())
@@ -74,56 +75,57 @@ def plot_plan(
         typer.echo(f"{len(plan.actions)} actions on {len(plan.chain)} stages drawn to {out}")
 
 
-def check_request(
-    budget: str | None, fraction: float | None, save: Path | None, out: Path | None, as_json: bool
-) -> bool:
-    """Check what can be checked before anything is measured or solved; return whether a budget is chosen.
+def check_request(chosen: bool, save: Path | None, out: Path | None, as_json: bool) -> None:
+    """Check the options that are for a plan, before anything is measured or solved.
+
+    Parameters
+    ----------
+    chosen
+        Whether there will be a plan.
+    save, out, as_json
+        Where to write and draw it, and whether to print it as JSON.
 
     Raises
     ------
     CommandError
-        If options contradict each other.
+        If there will be none.
     ReportError
         If a file cannot be written.
     """
-    if budget is not None and fraction is not None:
-        raise CommandError("--budget and --fraction both choose the budget; give one of them")
-    if fraction is not None and not (math.isfinite(fraction) and fraction > 0):
-        raise CommandError(f"--fraction {fraction} is no share; write a number above 0, for example 0.4")
-    chosen = budget is not None or fraction is not None
     for option, given in (("--json", as_json), ("--save", save), ("--out", out)):
         if given and not chosen:
-            raise CommandError(f"{option} is for a plan, and a plan needs --budget or --fraction")
+            raise CommandError(f"{option} is for a plan, and a plan needs --budget, --fraction or --overhead")
     if save is not None:
         check_target(save)
     if out is not None:
         from revolve.report.plots import check_picture
 
         check_picture(out)
-    return chosen
 
 
-def resolve_budget(chain: Chain, budget: str | None, fraction: float | None, available: int | None = None) -> int:
-    """Return the budget in bytes.
-
-    Parameters
-    ----------
-    chain
-        The chain; ``fraction`` is of its plain peak.
-    budget, fraction
-        What was asked for, one of them.
-    available
-        Bytes that the device has free, for budgets such as ``"80%"``.
+def read_tolerance(text: str) -> float | str:
+    """Read ``"auto"`` or a number.
 
     Raises
     ------
-    BudgetError
-        If the budget cannot be understood.
+    CommandError
+        If it is neither, negative, or not finite.
     """
-    if fraction is not None:
-        return int(fraction * simulate(chain, plain_schedule(len(chain))).peak)
-    assert budget is not None
-    return parse_bytes(budget, available)
+    if text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise CommandError(f"--tolerance {text} is not possible; write a number of 0 or more such as 0.01, or auto")
+    return share
+
+
+def solve_chain(chain: Chain, formats: list[str] | None, tolerance: float | str) -> Frontier:
+    """Solve a chain, with progress on a terminal."""
+    with show_progress("solving"):
+        return solve(chain, formats=formats or ("dense",), tolerance=tolerance)
 
 
 def write_plan(plan: Plan, save: Path | None, out: Path | None) -> None:
@@ -141,7 +143,10 @@ def print_frontier(frontier: Frontier) -> None:
     from revolve.report.tables import tabulate_chain, tabulate_frontier
 
     print_content(tabulate_chain(frontier.chain), tabulate_frontier(frontier))
-    typer.echo("Choose a budget from the least peak up: --budget 300MB, or --fraction 0.4 of plain training's peak.")
+    typer.echo(
+        "Choose a budget from the least peak up: --budget 300MB, --fraction 0.4 of plain training's peak, "
+        "or\n--overhead 10% for the least peak at most so much slower."
+    )
 
 
 def print_plan(plan: Plan, *written: Path | None) -> None:

@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from revolve.report.files import check_target, write_target
-from revolve.schedules import Chain, Frontier, Plan, RevolveError, parse_bytes, solve
+from revolve.schedules import Chain, Plan, RevolveError
 
 from . import parameters
 from .exceptions import FAILED_CHECK, CommandError
+from .goals import Goal
 from .models import load_model, make_sample, parse_shape
 from .output import guard_stdout, print_content, print_json, show_progress
-from .planning import check_request, print_frontier, print_plan, print_written, resolve_budget, write_plan
+from .planning import (
+    check_request,
+    print_frontier,
+    print_plan,
+    print_written,
+    read_tolerance,
+    solve_chain,
+    write_plan,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["plan_model", "verify_model"]
+__all__ = ["Subject", "available_bytes", "check_measuring", "measure_chain", "plan_model", "prepare", "verify_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,9 @@ def plan_model(
     dtype: parameters.Dtype = "float32",
     budget: parameters.Budget = None,
     fraction: parameters.Fraction = None,
+    overhead: parameters.Overhead = None,
     formats: parameters.Formats = None,
-    tolerance: parameters.Tolerance = 0.0,
+    tolerance: parameters.Tolerance = "auto",
     seed: parameters.Seed = 0,
     save: parameters.SavePlan = None,
     save_chain: parameters.SaveChain = None,
@@ -49,14 +59,17 @@ def plan_model(
     as_json: parameters.Json = False,
 ) -> None:
     """Measure a model and plan its training inside a budget; without one, show what budgets cost."""
-    chosen = check_request(budget, fraction, save, out, as_json)
-    check_measuring(model, shape, budget, save_chain)
+    goal = Goal(budget, fraction, overhead)
+    goal.check(device=True)
+    check_request(bool(goal.given), save, out, as_json)
+    check_measuring(model, shape, save_chain)
+    share = read_tolerance(tolerance)
     subject = prepare(model, shape, dtype, seed)
-    frontier = measure_frontier(subject, formats, tolerance, save_chain)
-    if not chosen:
+    frontier = solve_chain(measure_chain(subject, save_chain), formats, share)
+    if not goal.given:
         print_frontier(frontier)
         return
-    plan = choose_plan(subject, frontier, budget, fraction)
+    plan = frontier.plan(goal.resolve(frontier, available_bytes(goal, subject)))
     write_plan(plan, save, out)
     if as_json:
         print_json(plan.to_json())
@@ -70,9 +83,10 @@ def verify_model(
     dtype: parameters.Dtype = "float32",
     budget: parameters.Budget = None,
     fraction: parameters.Fraction = None,
+    overhead: parameters.Overhead = None,
     plan_file: parameters.PlanFile = None,
     formats: parameters.Formats = None,
-    tolerance: parameters.Tolerance = 0.0,
+    tolerance: parameters.Tolerance = "auto",
     seed: parameters.Seed = 0,
     repeats: parameters.Repeats = 3,
     save: parameters.SavePlan = None,
@@ -84,17 +98,22 @@ def verify_model(
 
     Exit code 1 if anything differs from plain training or the measured peak is above the budget.
     """
-    if plan_file is not None and (budget is not None or fraction is not None or save_chain is not None):
-        raise CommandError("--plan brings its own chain and budget; leave out --budget, --fraction and --save-chain")
-    if plan_file is None and budget is None and fraction is None:
-        raise CommandError("a step is verified for a plan; give --budget, --fraction or --plan")
-    # A plan file takes the place of a budget in the checks.
-    check_request(budget, 1.0 if plan_file is not None else fraction, save, out, as_json)
-    check_measuring(model, shape, budget, save_chain)
+    goal = Goal(budget, fraction, overhead)
+    if plan_file is not None and (goal.given or save_chain is not None):
+        raise CommandError(
+            "--plan brings its own chain and budget; leave out --budget, --fraction, --overhead and --save-chain"
+        )
+    if plan_file is None and not goal.given:
+        raise CommandError("a step is verified for a plan; give --budget, --fraction, --overhead or --plan")
+    goal.check(device=True)
+    check_request(True, save, out, as_json)
+    check_measuring(model, shape, save_chain)
+    share = read_tolerance(tolerance)
     plan = None if plan_file is None else Plan.load(plan_file)
     subject = prepare(model, shape, dtype, seed)
     if plan is None:
-        plan = choose_plan(subject, measure_frontier(subject, formats, tolerance, save_chain), budget, fraction)
+        frontier = solve_chain(measure_chain(subject, save_chain), formats, share)
+        plan = frontier.plan(goal.resolve(frontier, available_bytes(goal, subject)))
     write_plan(plan, save, out)
     with user_code("the step"), show_progress("running plain and planned steps"):
         from revolve.runtime.instrumentation import checkpointed
@@ -113,11 +132,9 @@ def verify_model(
         raise typer.Exit(FAILED_CHECK)
 
 
-def check_measuring(model: str, shape: str | None, budget: str | None, save_chain: Path | None) -> None:
-    """Check shape, budget and file before the model is even imported."""
+def check_measuring(model: str, shape: str | None, save_chain: Path | None) -> None:
+    """Check shape and file before the model is even imported."""
     parse_shape(model, shape)
-    if budget is not None:
-        parse_bytes(budget, 0)
     if save_chain is not None:
         check_target(save_chain)
 
@@ -129,28 +146,24 @@ def prepare(spec: str, shape: str | None, dtype: str, seed: int) -> Subject:
         return Subject(spec, model, make_sample(model, spec, shape, dtype))
 
 
-def measure_frontier(
-    subject: Subject, formats: list[str] | None, tolerance: float, save_chain: Path | None
-) -> Frontier:
-    """Measure a model's chain, keep it where that was asked for, and solve it."""
+def measure_chain(subject: Subject, save_chain: Path | None) -> Chain:
+    """Measure a model's chain, and keep it where that was asked for."""
     with user_code("measuring"), show_progress("measuring") as progress:
         from revolve.runtime.measurement import measure
 
         chain: Chain = replace(measure(subject.model, subject.sample, progress=progress), name=subject.spec)
     if save_chain is not None:
         write_target(save_chain, chain.save)
-    with show_progress("solving"):
-        return solve(chain, formats=formats or ("dense",), tolerance=tolerance)
+    return chain
 
 
-def choose_plan(subject: Subject, frontier: Frontier, budget: str | None, fraction: float | None) -> Plan:
-    """Return the plan for a budget, which may be a share of what the model's device has free."""
-    available = None
-    if budget is not None and budget.strip().endswith("%"):
-        from revolve.runtime.memory import free_bytes
+def available_bytes(goal: Goal, subject: Subject | None) -> int | None:
+    """Return what the model's device has free, where the goal is a share of it."""
+    if subject is None or not goal.of_device:
+        return None
+    from revolve.runtime.memory import free_bytes
 
-        available = free_bytes(subject.model)
-    return frontier.plan(resolve_budget(frontier.chain, budget, fraction, available))
+    return free_bytes(subject.model)
 
 
 @contextmanager

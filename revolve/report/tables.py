@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from revolve.schedules import Chain, Frontier, Plan, format_bytes, simulate
+from revolve.schedules import Chain, Comparison, Frontier, Plan, format_bytes, simulate
 from revolve.schedules.plans import plain_schedule
 from revolve.schedules.units import format_seconds
 
@@ -24,7 +24,14 @@ from .treatments import describe_stages
 if TYPE_CHECKING:
     from revolve.runtime.verification import Report
 
-__all__ = ["render", "tabulate_chain", "tabulate_frontier", "tabulate_plan", "tabulate_report"]
+__all__ = [
+    "render",
+    "tabulate_chain",
+    "tabulate_comparison",
+    "tabulate_frontier",
+    "tabulate_plan",
+    "tabulate_report",
+]
 
 WIDTH = 100
 LONGEST = 60  # stages that are listed in full; of longer chains, both ends
@@ -132,29 +139,57 @@ def tabulate_chain(chain: Chain) -> RenderableType:
 
 
 def tabulate_frontier(frontier: Frontier) -> RenderableType:
-    """Return a dozen points of a frontier, from the least peak to plain training.
+    """Return a dozen points of a frontier: the least peak, the knee, plain training, and some between.
 
     Parameters
     ----------
     frontier
         The solved chain.
     """
-    peaks, makespans = frontier.peaks, frontier.makespans
-    plain_peak = simulate(frontier.chain, plain_schedule(len(frontier.chain))).peak
-    plain_makespan = frontier.chain.plain_makespan
+    peaks, plain_makespan = frontier.peaks, frontier.chain.plain_makespan
     targets = np.linspace(peaks[0], peaks[-1], FRONTIER_POINTS)
-    chosen = sorted({int(index) for index in np.searchsorted(peaks, targets)})
-    table = start_table("peak", "bytes", "of plain", "step", "ratio")
-    for index in chosen:
-        peak, makespan = int(peaks[index]), float(makespans[index])
+    # Where two names fall on one point, the name of the end counts.
+    names = {frontier.knee: "knee", frontier.plain: "plain", frontier.smallest: "smallest"}
+    makespans = dict(zip(peaks.tolist(), frontier.makespans.tolist(), strict=True))
+    makespans.setdefault(frontier.plain, plain_makespan)
+    chosen = sorted({int(peak) for peak in peaks[np.searchsorted(peaks, targets)]} | set(names))
+    table = start_table("<", "peak", "bytes", "of plain", "step", "ratio")
+    for peak in chosen:
         table.add_row(
+            names.get(peak, ""),
             format_bytes(peak),
             str(peak),
-            share(peak, plain_peak),
-            format_seconds(makespan),
-            f"{makespan / plain_makespan:.3f}" if plain_makespan else "1.000",
+            share(peak, frontier.plain),
+            format_seconds(makespans[peak]),
+            f"{makespans[peak] / plain_makespan:.3f}" if plain_makespan else "1.000",
         )
-    return compose(f"Frontier: {len(chosen)} of {len(frontier)} points", table)
+    return compose(f"Frontier: {len(chosen)} of {len(makespans)} points", table)
+
+
+def tabulate_comparison(comparisons: Sequence[Comparison], frontier: Frontier) -> RenderableType:
+    """Return the table of strategies within one budget; of those that do not fit, what they need.
+
+    Parameters
+    ----------
+    comparisons
+        What ``compare`` returned, at least one.
+    frontier
+        The solved chain; "over optimal" is the time beyond its plan for the budget.
+    """
+    budget = comparisons[0].budget
+    optimum = frontier.plan(budget).makespan
+    table = start_table("<strategy", "peak", "of plain", "ratio", "over optimal", "runs again", "<needs at least")
+    for c in comparisons:
+        if c.plan is None:
+            needs = f"{format_bytes(c.smallest or 0)}, {share(c.smallest or 0, frontier.plain)}"
+            table.add_row(c.strategy, *[""] * 5, needs)
+            continue
+        over = f"{c.plan.makespan / optimum - 1:+.2%}" if optimum else ""
+        cells = format_bytes(c.plan.peak), share(c.plan.peak, frontier.plain), f"{c.plan.ratio:.3f}", over
+        table.add_row(c.plan.strategy, *cells, str(c.recomputed), "")
+    name = frontier.chain.name or f"chain of {len(frontier.chain)} stages"
+    of_plain = f"{share(budget, frontier.plain)} of plain training's {format_bytes(frontier.plain)}"
+    return compose(f"{name} within {format_bytes(budget)}, {of_plain}", table)
 
 
 def tabulate_plan(plan: Plan) -> RenderableType:

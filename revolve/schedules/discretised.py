@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from .chain import Chain, Stage
 from .exceptions import BudgetError, InfeasibleBudget
+from .families import read_budget
 from .generated import check_count
 from .kernels.frontier import INFINITE, P, Q, candidate, count_candidates
 from .optimal import generate_optimal
 from .plans import Plan, plain_schedule
 from .problem import describe_chain
 from .simulator import simulate
-from .units import format_bytes, parse_bytes
+from .units import format_bytes
 
 __all__ = ["plan_discretised"]
 
@@ -56,7 +57,7 @@ def plan_discretised(chain: Chain, budget: int | str, slots: int = 500) -> Plan:
     chain
         The chain.
     budget
-        Bytes, or a string such as ``"300MB"``.
+        Bytes, or a string such as ``"300MB"``; ``"80%"`` is of plain training's peak.
     slots
         Number of slots, at least 1; the published implementation uses 500.
 
@@ -75,7 +76,7 @@ def plan_discretised(chain: Chain, budget: int | str, slots: int = 500) -> Plan:
     (20.0, 13.0)
     """
     check_count("slots", slots)
-    limit = parse_bytes(budget)
+    limit = read_budget(chain, budget)
     tables = SlotTables(chain, limit, slots)
     if not tables.feasible():
         smallest = least_budget(chain, limit, slots)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .chain import Chain
-from .exceptions import InfeasibleBudget
+from .exceptions import ChainError, InfeasibleBudget
 from .plans import Plan, plain_schedule
 from .simulator import simulate
 from .units import format_bytes, parse_bytes
@@ -26,9 +26,13 @@ def read_budget(chain: Chain, budget: int | str) -> int:
 
     Raises
     ------
+    ChainError
+        If the chain is none.
     BudgetError
         If the budget cannot be understood.
     """
+    if not isinstance(chain, Chain):
+        raise ChainError(f"the chain is a {type(chain).__name__}; pass a revolve.Chain (Chain.load(path) reads a file)")
     return parse_bytes(budget, simulate(chain, plain_schedule(len(chain))).peak)
 
 
@@ -50,7 +54,9 @@ def refuse(strategy: str, limit: int, least: int) -> InfeasibleBudget:
     )
 
 
-def plan_fastest(chain: Chain, budget: int | str, family: str, members: Iterable[tuple[str, Iterable[Any]]]) -> Plan:
+def plan_fastest(
+    chain: Chain, budget: int | str, family: str, list_members: Callable[[Chain], Iterable[tuple[str, Iterable[Any]]]]
+) -> Plan:
     """Return the fastest member of a family that fits a budget; of equally fast ones, that of least peak.
 
     Parameters
@@ -61,22 +67,22 @@ def plan_fastest(chain: Chain, budget: int | str, family: str, members: Iterable
         Bytes, or a string such as ``"300MB"`` or ``"80%"`` (of plain training's peak).
     family
         Name of the family, for the error.
-    members
-        Name and schedule of each member; the name becomes the plan's strategy. Schedules are
-        iterated once, or twice for the one that is returned.
+    list_members
+        Returns name and schedule of each member for a chain; the name becomes the plan's strategy.
+        Schedules are iterated once, or twice for the one that is returned.
 
     Raises
     ------
     InfeasibleBudget
         If no member fits; the error names the least budget of all members.
-    BudgetError
-        If the budget cannot be understood.
+    ChainError, BudgetError
+        If the chain is none, or the budget cannot be understood.
     """
     limit = read_budget(chain, budget)
     best: tuple[float, int] | None = None
     chosen: tuple[str, Iterable[Any]] = ("", ())
     least: int | None = None
-    for name, schedule in members:
+    for name, schedule in list_members(chain):
         judged = simulate(chain, schedule)
         least = judged.peak if least is None else min(least, judged.peak)
         if judged.peak <= limit and (best is None or (judged.makespan, judged.peak) < best):
@@ -104,4 +110,4 @@ def plan_plain(chain: Chain, budget: int | str) -> Plan:
     BudgetError
         If the budget cannot be understood.
     """
-    return plan_fastest(chain, budget, "plain", [("plain", plain_schedule(len(chain)))])
+    return plan_fastest(chain, budget, "plain", lambda c: [("plain", plain_schedule(len(c)))])

@@ -60,7 +60,7 @@ def greedy_starts(chain: Chain, limit: int) -> tuple[list[int], list[int]]:
     return starts, sums
 
 
-def greedy_members(chain: Chain) -> Iterator[tuple[str, list[Action]]]:
+def list_members(chain: Chain) -> Iterator[tuple[str, list[Action]]]:
     """Yield name and schedule for every set of cuts that some b gives, from the finest to none."""
     limit = 0
     while True:
@@ -84,7 +84,7 @@ def plan_greedy(chain: Chain, budget: int | str) -> Plan:
     Returns
     -------
     Plan
-        Its strategy tells b in bytes, for example ``"chen_greedy(4)"``.
+        Its strategy tells b in bytes, for example ``"chen_greedy(8)"``.
 
     Raises
     ------
@@ -96,6 +96,6 @@ def plan_greedy(chain: Chain, budget: int | str) -> Plan:
     Examples
     --------
     >>> plan_greedy(Chain.uniform(6, saved_bytes=3), 16).strategy
-    'chen_greedy(4)'
+    'chen_greedy(8)'
     """
-    return plan_fastest(chain, budget, "chen_greedy", greedy_members(chain))
+    return plan_fastest(chain, budget, "chen_greedy", list_members)

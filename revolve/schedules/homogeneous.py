@@ -12,9 +12,12 @@ Griewank, Walther: Algorithm 799: Revolve, ACM TOMS 26(1), 2000, doi:10.1145/347
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .binomial import revolve
 from .chain import Chain
 from .families import plan_fastest
+from .generated import Schedule
 from .plans import Plan
 
 __all__ = ["plan_revolve"]
@@ -45,8 +48,12 @@ def plan_revolve(chain: Chain, budget: int | str) -> Plan:
     Examples
     --------
     >>> plan_revolve(Chain.uniform(6, saved_bytes=3), 10).strategy
-    'revolve(3)'
+    'revolve(4)'
     """
+    return plan_fastest(chain, budget, "revolve", list_members)
+
+
+def list_members(chain: Chain) -> Iterator[tuple[str, Schedule]]:
+    """Yield name and schedule for 1, 2, ... slots."""
     length = len(chain)
-    members = ((f"revolve({slots})", revolve(length, slots)) for slots in range(1, length + 1))
-    return plan_fastest(chain, budget, "revolve", members)
+    return ((f"revolve({slots})", revolve(length, slots)) for slots in range(1, length + 1))

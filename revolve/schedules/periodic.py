@@ -12,6 +12,8 @@ checkpoints the first layer and then every n-th after it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .actions import Action
 from .chain import Chain
 from .families import plan_fastest
@@ -72,8 +74,12 @@ def plan_every_nth(chain: Chain, budget: int | str) -> Plan:
     Examples
     --------
     >>> plan_every_nth(Chain.uniform(6, saved_bytes=3), 22).strategy
-    'every_nth(2)'
+    'every_nth(3)'
     """
+    return plan_fastest(chain, budget, "every_nth", list_members)
+
+
+def list_members(chain: Chain) -> Iterator[tuple[str, list[Action]]]:
+    """Yield name and schedule for n = 1, 2, ..."""
     length = len(chain)
-    members = ((f"every_nth({n})", every_nth(length, n)) for n in range(1, length + 1))
-    return plan_fastest(chain, budget, "every_nth", members)
+    return ((f"every_nth({n})", every_nth(length, n)) for n in range(1, length + 1))

@@ -186,11 +186,9 @@ def plan_sequential(chain: Chain, budget: int | str) -> Plan:
     Examples
     --------
     >>> plan_sequential(Chain.uniform(6, saved_bytes=3), 16).strategy
-    'sequential(3)'
+    'sequential(2)'
     """
-    length = len(chain)
-    members = ((f"sequential({k})", sequential(length, k)) for k in range(1, length + 1))
-    return plan_fastest(chain, budget, "sequential", members)
+    return plan_fastest(chain, budget, "sequential", list_splits)
 
 
 def plan_balanced(chain: Chain, budget: int | str) -> Plan:
@@ -215,6 +213,16 @@ def plan_balanced(chain: Chain, budget: int | str) -> Plan:
     BudgetError
         If the budget cannot be understood.
     """
+    return plan_fastest(chain, budget, "balanced", list_balanced_splits)
+
+
+def list_splits(chain: Chain) -> Iterator[tuple[str, Schedule]]:
+    """Yield name and schedule of torch's split into 1, 2, ... segments."""
     length = len(chain)
-    members = ((f"balanced({k})", sequential(length, k, balanced=True)) for k in range(1, length + 1))
-    return plan_fastest(chain, budget, "balanced", members)
+    return ((f"sequential({k})", sequential(length, k)) for k in range(1, length + 1))
+
+
+def list_balanced_splits(chain: Chain) -> Iterator[tuple[str, Schedule]]:
+    """Yield name and schedule of the balanced split into 1, 2, ... segments."""
+    length = len(chain)
+    return ((f"balanced({k})", sequential(length, k, balanced=True)) for k in range(1, length + 1))

@@ -21,6 +21,7 @@ from math import isqrt
 
 from .chain import Chain
 from .families import plan_fastest
+from .generated import Schedule
 from .plans import Plan
 from .segments import sequential
 
@@ -71,6 +72,10 @@ def plan_sublinear(chain: Chain, budget: int | str) -> Plan:
     >>> plan_sublinear(Chain.uniform(9, saved_bytes=3), 27).strategy
     'chen_sqrt(3)'
     """
+    return plan_fastest(chain, budget, "chen_sqrt", list_members)
+
+
+def list_members(chain: Chain) -> list[tuple[str, Schedule]]:
+    """Return name and schedule of the only member."""
     segments = root_segments(len(chain))
-    schedule = sequential(len(chain), segments, balanced=True)
-    return plan_fastest(chain, budget, "chen_sqrt", [(f"chen_sqrt({segments})", schedule)])
+    return [(f"chen_sqrt({segments})", sequential(len(chain), segments, balanced=True))]

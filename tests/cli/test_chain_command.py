@@ -27,10 +27,25 @@ def test_fraction_is_of_the_plain_peak(invoke, chain, chain_file):
     assert document["budget"] == simulate(chain, plain).peak // 2
 
 
+def test_overhead_is_of_the_plain_makespan(invoke, chain, chain_file):
+    for overhead in ("0.1", "10%"):
+        document = json.loads(invoke("chain", chain_file, "--overhead", overhead, "--json").stdout)
+        assert Plan.from_json(document) == solve(chain).plan(overhead=0.1)
+        assert document["makespan"] <= 1.1 * document["plain_makespan"]
+
+
+def test_tolerances(invoke, chain, chain_file):
+    for text, tolerance in (("auto", 0.0), ("0.5", 0.5)):
+        document = json.loads(invoke("chain", chain_file, "--fraction", 0.5, "--tolerance", text, "--json").stdout)
+        assert document["tolerance"] == tolerance
+
+
 def test_without_a_budget_the_frontier_is_shown(invoke, chain, chain_file):
     output = invoke("chain", chain_file).stdout
     assert str(solve(chain).smallest) in output
-    assert "--budget" in output
+    assert str(solve(chain).knee) in output
+    for words in ("smallest", "knee", "plain", "--budget", "--overhead"):
+        assert words in output
 
 
 def test_infeasible_budget_is_exit_code_3(invoke, chain, chain_file):
@@ -45,6 +60,10 @@ def test_infeasible_budget_is_exit_code_3(invoke, chain, chain_file):
         (["--budget", "many"], "'many'"),
         (["--budget", "-5"], "'-5'"),
         (["--budget", "50%"], "no device"),
+        (["--budget", "50%"], "--fraction"),
+        (["--overhead", "-5%"], "'-5%'"),
+        (["--overhead", "0.1", "--fraction", "0.5"], "--fraction and --overhead"),
+        (["--overhead", "0.1", "--budget", "20MB"], "--budget and --overhead"),
         (["--budget", "20MB", "--fraction", "0.5"], "--fraction"),
         (["--fraction", "nan"], "nan"),
         (["--fraction", "0"], "0.0"),
@@ -55,6 +74,8 @@ def test_infeasible_budget_is_exit_code_3(invoke, chain, chain_file):
         (["--budget", "20MB", "--out", "plan.bmp"], ".bmp"),
         (["--budget", "20MB", "--format", "zip"], "'zip'"),
         (["--budget", "20MB", "--tolerance", "-1"], "-1"),
+        (["--budget", "20MB", "--tolerance", "inf"], "inf"),
+        (["--budget", "20MB", "--tolerance", "little"], "little"),
     ],
 )
 def test_bad_options(invoke, chain_file, arguments, words):

@@ -30,6 +30,12 @@ def test_share_of_free_memory(invoke, nets):
     assert json.loads(result.stdout)["budget"] > 1_000_000
 
 
+def test_overhead_chooses_the_budget(invoke, nets):
+    document = json.loads(invoke("model", *SMALL, "--overhead", "30%", "--json").stdout)
+    assert document["makespan"] <= 1.3 * document["plain_makespan"]
+    assert document["budget"] == document["peak"] <= document["plain_peak"]
+
+
 def test_infeasible_model_still_leaves_its_chain(invoke, nets):
     result = invoke("model", *SMALL, "--budget", "10B", "--json", "--save-chain", "chain.json")
     assert result.exit_code == 3
@@ -105,6 +111,7 @@ def test_plan_of_another_model_is_refused(invoke, nets, plan_file):
         (["leaving:mlp", "--input", "1"], "importing 'leaving' failed"),
         (["no_such_module:mlp", "--input", "1"], "no_such_module"),
         (["nets:mlp", "--input", "32,64", "--budget", "lots"], "'lots'"),
+        (["nets:mlp", "--input", "32,64", "--overhead", "lots"], "'lots'"),
         (["nets:mlp", "--input", "32,64", "--save-chain", "/no/such/folder/chain.json"], "/no/such/folder"),
     ],
 )
@@ -117,6 +124,8 @@ def test_bad_models(invoke, nets, arguments, words):
     [
         ([], "--plan"),
         (["--plan", "plan.json", "--budget", "1MB"], "--plan"),
+        (["--plan", "plan.json", "--overhead", "0.1"], "--plan"),
+        (["--overhead", "0.1", "--fraction", "0.5"], "--fraction and --overhead"),
         (["--plan", "absent.json"], "absent.json"),
         (["--fraction", "0.5", "--repeats", "0"], "--repeats"),
     ],

@@ -40,6 +40,9 @@ def test_steps_loads_nothing_heavy():
 def test_planning_and_drawing_load_no_torch(chain_file, plan_file, tmp_path):
     assert loaded("chain", chain_file, "--fraction", 0.5) == ["rich"]
     assert loaded("chain", chain_file, "--fraction", 0.5, "--json") == []
+    assert loaded("frontier", chain_file) == loaded("compare", chain_file, "--fraction", 0.5) == ["rich"]
+    assert loaded("compare", chain_file, "--overhead", 0.1, "--json") == []
+    assert loaded("frontier", chain_file, "--json", "--out", tmp_path / "curve.png") == ["matplotlib"]
     assert loaded("plot", plan_file, "--out", tmp_path / "plan.png") == ["matplotlib"]
     assert loaded("steps", 5, "--slots", 2, "--out", tmp_path / "steps.png") == ["matplotlib"]
 
@@ -49,7 +52,7 @@ def test_version_and_help():
     for arguments in ((), ("--help",)):
         result = run(*arguments)
         assert result.returncode == 0
-        for command in ("steps", "chain", "model", "verify", "plot"):
+        for command in ("steps", "chain", "model", "verify", "frontier", "compare", "plot"):
             assert command in result.stdout
 
 

@@ -3,9 +3,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from revolve.report.tables import render, tabulate_chain, tabulate_frontier, tabulate_plan, tabulate_report
+from revolve.report.tables import (
+    render,
+    tabulate_chain,
+    tabulate_comparison,
+    tabulate_frontier,
+    tabulate_plan,
+    tabulate_report,
+)
 from revolve.report.treatments import describe_stages
-from revolve.schedules import Chain, Plan, sequential, solve
+from revolve.schedules import Chain, Plan, compare, format_bytes, sequential, solve
 
 
 def show(content):
@@ -73,6 +80,34 @@ def test_frontier_shows_both_ends(chain):
     text = show(tabulate_frontier(frontier))
     assert str(frontier.smallest) in text
     assert "100.0%" in text
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0])
+def test_frontier_names_three_points(chain, tolerance):
+    frontier = solve(chain, tolerance=tolerance)
+    rows = {line.split()[0]: line for line in show(tabulate_frontier(frontier)).splitlines() if line}
+    for name in ("smallest", "knee", "plain"):
+        assert f" {getattr(frontier, name)} " in rows[name]
+    assert rows["plain"].endswith("1.000")
+
+
+def test_single_points_need_one_row_and_one_name():
+    text = show(tabulate_frontier(solve(Chain.uniform(1))))
+    assert "1 of 1 points" in text
+    assert "smallest" in text
+    assert "knee" not in text
+
+
+def test_comparison_table(chain):
+    frontier = solve(chain)
+    text = show(tabulate_comparison(compare(chain, "60%"), frontier))
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert f"{format_bytes(frontier.plain)}, 100.0%" in lines["plain"]
+    for row in compare(chain, "60%"):
+        if row.plan is not None:
+            over = row.plan.makespan / frontier.plan("60%").makespan - 1
+            for words in (f"{row.plan.ratio:.3f}", f"{over:+.2%}", f" {row.recomputed}"):
+                assert words in lines[row.plan.strategy]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from random_chains import random_chain
 from revolve.schedules import (
     BudgetError,
     Chain,
+    ChainError,
     InfeasibleBudget,
     plan_balanced,
     plan_every_nth,
@@ -27,7 +28,7 @@ from revolve.schedules import (
 )
 from revolve.schedules.comparison import BASELINES
 from revolve.schedules.families import plan_fastest
-from revolve.schedules.greedy import greedy_members, greedy_starts
+from revolve.schedules.greedy import greedy_starts, list_members
 from revolve.schedules.periodic import every_nth
 from revolve.schedules.plans import plain_schedule
 from revolve.schedules.segments import schedule_from_cuts, schedule_from_segments
@@ -106,6 +107,8 @@ def test_budgets_are_read_as_everywhere(name):
     with pytest.raises(InfeasibleBudget, match=f"budget 7 bytes is below the .* strategy '{name}'") as caught:
         BASELINES[name](chain, 7)
     assert caught.value.budget == 7 < caught.value.smallest
+    with pytest.raises(ChainError, match=r"the chain is a dict; pass a revolve\.Chain"):
+        BASELINES[name](chain.to_json(), 7)
 
 
 def fastest(chain, budget, schedules):
@@ -160,9 +163,9 @@ def test_ties_go_to_the_least_peak():
     chain = Chain.uniform(4, saved_bytes=5)
     wasteful = [["save", 0], ["save", 1], ["save", 2], ["store", 3, "dense"], *map(list, tail())]
     members = [("wasteful", wasteful), ("plain", plain_schedule(4)), ("wasteful again", wasteful)]
-    assert plan_fastest(chain, 100, "family", members).strategy == "wasteful"
+    assert plan_fastest(chain, 100, "family", lambda _: members).strategy == "wasteful"
     leaner = Chain.uniform(4, saved_bytes=5, saves_input=False)
-    assert plan_fastest(leaner, 100, "family", members).strategy == "plain"
+    assert plan_fastest(leaner, 100, "family", lambda _: members).strategy == "plain"
 
 
 def tail():
@@ -214,7 +217,7 @@ def test_greedy_by_hand(limit, starts, sums):
 @settings(max_examples=40)
 @given(chains)
 def test_every_set_of_greedy_cuts_is_a_member_once(chain):
-    members = [tuple(schedule) for _, schedule in greedy_members(chain)]
+    members = [tuple(schedule) for _, schedule in list_members(chain)]
     total = sum(stage.saved_bytes + stage.output_bytes for stage in chain.stages)
     cuts = [greedy_starts(chain, limit)[0] for limit in range(total + 1)]
     different = [cut for index, cut in enumerate(cuts) if index == 0 or cut != cuts[index - 1]]
