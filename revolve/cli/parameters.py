@@ -82,7 +82,7 @@ Tolerance = Annotated[
     typer.Option(
         "--tolerance",
         metavar="X",
-        help="Let the step exceed the optimum by this share, to solve faster; 'auto' does so for very long chains only.",
+        help="Let the step exceed the optimum by this share, to solve faster; 'auto': for very long chains only.",
     ),
 ]
 Strategies = Annotated[
