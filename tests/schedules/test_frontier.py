@@ -123,6 +123,20 @@ def test_scaling_times_scales_makespans(chain, factor):
 
 
 @properties
+@given(chains, st.integers(2, 4), st.data())
+def test_permuting_equal_stages_changes_nothing(chain, count, data):
+    # Equal but for their names, which solvers must not look at.
+    position = data.draw(st.integers(0, len(chain) - 1))
+    copies = [replace(chain.stages[position], name=f"copy {index}") for index in range(count)]
+    frontiers = []
+    for order in (copies, data.draw(st.permutations(copies))):
+        stages = (*chain.stages[:position], *order, *chain.stages[position + 1 :])
+        frontiers.append(solve(replace(chain, stages=stages, formats={})))
+    assert frontiers[0].peaks.tolist() == frontiers[1].peaks.tolist()
+    assert frontiers[0].makespans.tolist() == frontiers[1].makespans.tolist()
+
+
+@properties
 @given(chains)
 def test_formats_never_cost_time(chain):
     dense, free = solve(chain), solve(chain, formats=tuple(chain.formats))
