@@ -17,7 +17,7 @@ from revolve.storage.boundary import tensors_of
 from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
-from .generators import RandomState, default_sources, devices_of
+from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
 from .instrumentation import plan_of
 from .isolation import isolated, restore_table
 from .measurement import default_loss, running
@@ -202,7 +202,8 @@ class Trial:
         self.loss = loss
         self.device = device_of(model)
         tensors = [*model.parameters(), *model.buffers(), *tensors_of(sample)]
-        self.random = RandomState(default_sources(devices_of(tensors)))
+        owned = [TorchRandom(generator) for generator in StageModule("model", (model,)).generators()]
+        self.random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
         self.start = self.random.read()
         self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
@@ -256,5 +257,5 @@ class Trial:
         left |= {f"output {number}": t.detach() for number, t in enumerate(tensors_of(output))}
         left |= {name: leaf.grad for name, leaf in self.leaves.items()}
         left |= {f"buffer {name}": buffer.detach().clone() for name, buffer in self.model.named_buffers()}
-        left["random state"] = b"".join(self.random.read())
+        left["random state"] = repr(self.random.read()).encode()
         return left, tracer.phases[0].peak

@@ -165,3 +165,25 @@ def test_random_schedules(case):
     assert found[1] == expected[1]
     for number, (ours, theirs) in enumerate(zip(found[0], expected[0], strict=True)):
         assert ours is theirs or torch.equal(ours, theirs), f"value {number} differs"
+
+
+# Layers whose memory is another one in every step, and one that torch cannot differentiate for some inputs alone.
+UNSTEADY = {kind for kind in LAYERS if kind.startswith("stochastic")} | {"rejection", "reentrant checkpoint"}
+
+
+@settings(max_examples=CASES // 5, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(
+    kinds=st.lists(st.sampled_from(sorted(set(LAYERS) - UNSTEADY)), min_size=1, max_size=9),
+    share=st.floats(0, 1),
+    input_grad=st.booleans(),
+)
+def test_random_budgets_of_measured_chains(kinds, share, input_grad):
+    """The optimal plan of any budget between the least feasible and plain training keeps it, bit for bit."""
+    model = build(kinds)
+    x = batch().requires_grad_(input_grad)
+    frontier = revolve.solve(revolve.measure(model, x))
+    low, high = frontier.smallest, int(frontier.peaks[-1])
+    revolve.checkpointed(model, frontier.plan(low + int(share * (high - low))))
+    report = revolve.verify(model, x, repeats=1)
+    assert report.exact, report.differences
+    assert report.kept, f"{report.measured_peak} bytes measured, {report.predicted_peak} predicted"
