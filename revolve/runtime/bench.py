@@ -51,6 +51,7 @@ class Bench:
         owned = [TorchRandom(generator) for generator in stage.generators()]
         random = RandomState((*default_sources(devices_of(stage.tensors())), *owned, *FOREIGN))
         before = random.read()
+        present = set(map(id, attributes_of(stage)))
         first = StageState(stage, None)
         with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=False)):
             stage(cut(value))
@@ -58,7 +59,8 @@ class Bench:
         drawn = zip(random.sources, before, random.read(), strict=True)
         self.random = tuple((source, old) for source, old, new in drawn if old != new)
         self.through = stage.storages()  # after the run, since it may have replaced a buffer
-        self.kept_bytes = bytes_of([old for _, old in first.before.values()])
+        left = [tensor for tensor in attributes_of(stage) if id(tensor) not in present]
+        self.kept_bytes = bytes_of([old for _, old in first.before.values()]) + bytes_of(left)
 
     def fetch(self, holder: Any) -> torch.Tensor:
         """Return a saved tensor: holders are full while their backward runs."""
@@ -87,6 +89,11 @@ class Bench:
                 self.stage(cut(value))
 
 
+def attributes_of(stage: StageModule) -> list[torch.Tensor]:
+    """Return the tensors in plain attributes of a stage's modules, where a run may leave new ones."""
+    return [value for module in stage.modules for value in vars(module).values() if isinstance(value, torch.Tensor)]
+
+
 class Sizes(NamedTuple):
     """What one stage takes.
 
@@ -96,7 +103,7 @@ class Sizes(NamedTuple):
         Sizes and flags of its ``Stage``.
     residue
         Bytes that its first run leaves until its backward, whatever the schedule: tensors that the graph
-        holds by other ways than saving, and old values of buffers.
+        holds by other ways than saving, or the modules in attributes, and old values of buffers.
     """
 
     fields: dict[str, Any]

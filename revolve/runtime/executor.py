@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from threading import RLock
 from typing import Any
 
@@ -240,10 +241,9 @@ class Run:
         if state.random:
             replay.draw(state.random)
         keep = type(action) is not Forward
-        if not stage.units:
-            return self.run_into(packer, stage, state, value, keep, stop)
-        with gathered_for(stage.units):
-            return self.run_into(packer, stage, state, value, keep, stop)
+        with gathered_for(stage.units) if stage.units else nullcontext():
+            output = self.run_into(packer, stage, state, value, keep, stop)
+        return None if type(action) is Rebuild else output
 
     @staticmethod
     def run_into(packer: Packer, stage: StageModule, state: StageState, value: Any, keep: bool, stop: int) -> Any:

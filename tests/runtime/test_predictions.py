@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layers import build
 from steps import CPU, run_step
 from torch import nn
 
@@ -99,3 +100,13 @@ def test_autocast_is_never_underestimated():
                 loss.backward()
                 tracer.mark()
         assert tracer.phases[0].peak <= peak
+
+
+def test_tensors_that_stages_leave_in_attributes():
+    """Found by the fuzz test: the weight that the old spectral_norm computes is alive from forward to forward."""
+    model, x = build(["codebook", "alpha dropout", "old spectral norm"]), normal(8, 16)
+    frontier = revolve.solve(revolve.measure(model, x))
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    report = revolve.verify(model, x, repeats=1)
+    assert report.exact
+    assert report.kept, f"{report.measured_peak} bytes measured, {report.predicted_peak} predicted"
