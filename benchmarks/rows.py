@@ -161,7 +161,8 @@ def widths() -> nn.Sequential:
 SIMPLE = layers("gelu")
 # Row: builder, step, whether the input requires a gradient.
 ROWS: dict[str, tuple[Callable[[], nn.Sequential], Callable[..., list[Any]], bool]] = {
-    "dropout, RReLU": (layers("dropout", "rrelu"), backward, True),
+    "dropout": (layers("dropout", "alpha dropout"), backward, True),
+    "RReLU": (layers("rrelu"), backward, True),
     "stochastic depth, data-dependent draws": (layers("stochastic depth", "rejection"), backward, True),
     "user-owned torch.Generator": (layers("own generator"), backward, True),
     "draws from Python's random and NumPy": (
@@ -174,7 +175,7 @@ ROWS: dict[str, tuple[Callable[[], nn.Sequential], Callable[..., list[Any]], boo
     "spectral_norm, both kinds": (layers("spectral norm", "old spectral norm"), backward, True),
     "EMA codebook, user buffers": (layers("codebook", "moving mean", "replaced buffer"), backward, True),
     "input without gradient, frozen prefix": (frozen, backward, False),
-    "LoRA, tied and reused modules": (layers("low rank", "twice", "parametrised"), backward, True),
+    "LoRA, tied and reused modules": (layers("low rank", "tied linear", "parametrised"), backward, True),
     "autocast": (layers("layer norm", "dropout"), mixed, True),
     "default dtype changed before backward": (widths, other_dtype, True),
     "eval() before backward": (layers("dropout"), eval_between, True),
@@ -184,7 +185,7 @@ ROWS: dict[str, tuple[Callable[[], nn.Sequential], Callable[..., list[Any]], boo
     "backward(inputs=...)": (layers("dropout"), partly, True),
     "gradient penalty (create_graph)": (SIMPLE, penalty, True),
     "zero-bubble (inputs and weights apart)": (layers("dropout"), zero_bubble, True),
-    "two forwards before backward": (layers("batch norm", "dropout"), two_forwards, True),
+    "two forwards before backward": (layers("dropout", "layer norm"), two_forwards, True),
     "tuples between stages": (lambda: test_boundaries.TUPLES, backward, True),
     "dicts between stages": (lambda: test_boundaries.DICTS, backward, True),
     "dataclasses between stages": (lambda: test_boundaries.DATACLASSES, backward, True),
