@@ -41,7 +41,7 @@ def by_revolve(model: nn.Sequential) -> Run:
 
 def by_torch(*, reentrant: bool) -> Callable[[nn.Sequential], Run]:
     """Let a model run in as many segments as it has layers."""
-    return lambda model: lambda x: checkpoint_sequential(model, len(model), x, use_reentrant=reentrant)
+    return lambda model: lambda x: checkpoint_sequential(list(model), len(model), x, use_reentrant=reentrant)
 
 
 CONTENDERS: dict[str, Callable[[nn.Sequential], Run]] = {
@@ -220,7 +220,7 @@ def verdict(name: str, wrap: Callable[[nn.Sequential], Run]) -> str:
     wrong = [
         a is not b and (a is None or b is None or not torch.equal(a, b)) for a, b in zip(found, expected, strict=True)
     ]
-    return f"**wrong** ({sum(wrong)} of {len(wrong)} tensors)" if any(wrong) else "equal"
+    return f"**differs** ({sum(wrong)} of {len(wrong)} tensors)" if any(wrong) else "equal"
 
 
 def main() -> None:
