@@ -76,7 +76,7 @@ def print_table(console: Console) -> None:
         "random, up to one format": random_chains(1, random_chain),
         "random, inconsistent extras": random_chains(2, partial(random_chain, consistent=False)),
         "random, no formats": random_chains(3, partial(random_chain, formats=0)),
-        "narrowing (conditions 1 to 3)": random_chains(4, narrowing_chain),
+        "narrowing, no gradients left": random_chains(4, narrowing_chain),
         f"windows of {WINDOW} measured stages": measured_windows(),
     }
     table = Table(

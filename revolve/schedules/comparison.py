@@ -8,7 +8,7 @@ from typing import Any
 
 from .chain import Chain
 from .discretised import plan_discretised
-from .exceptions import InfeasibleBudget, ScheduleError
+from .exceptions import ChainError, InfeasibleBudget, ScheduleError
 from .families import plan_plain, read_budget
 from .frontier import Frontier, solve
 from .greedy import plan_greedy
@@ -118,6 +118,8 @@ def compare(
         entry tells what it needs.
     ScheduleError
         If there is no strategy of a wanted name.
+    ChainError
+        If the frontier is another chain's.
 
     Examples
     --------
@@ -128,6 +130,8 @@ def compare(
     limit = read_budget(chain, budget)
     found = [judge(name, chain, limit, plan) for name, plan in BASELINES.items() if name in wanted]
     if OPTIMAL in wanted:
+        if frontier is not None and frontier.chain != chain:
+            raise ChainError("the frontier is another chain's; pass the one of this chain, or none")
         solved = solve(chain) if frontier is None else frontier
         found.append(judge(OPTIMAL, chain, limit, lambda _, size: solved.plan(size)))
     return found
@@ -147,7 +151,7 @@ def check_strategies(strategies: Iterable[str] | None) -> set[str]:
         If there is no strategy of that name.
     """
     known = [*BASELINES, OPTIMAL]
-    wanted = known if strategies is None else list(strategies)
+    wanted = known if strategies is None else [strategies] if isinstance(strategies, str) else list(strategies)
     for name in wanted:
         if name not in known:
             raise ScheduleError(f"strategy {name!r} is unknown; use some of {', '.join(known)}")

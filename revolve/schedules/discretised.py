@@ -31,21 +31,12 @@ from .generated import check_count
 from .kernels.frontier import INFINITE, P, Q, candidate, count_candidates
 from .optimal import generate_optimal
 from .plans import Plan, plain_schedule
-from .problem import describe_chain
+from .problem import BYTES, check_extent, describe_chain
 from .simulator import simulate
 from .units import format_bytes
 
 __all__ = ["plan_discretised"]
 
-BYTES = (
-    "output_bytes",
-    "saved_bytes",
-    "forward_extra",
-    "save_extra",
-    "rebuild_extra",
-    "backward_extra",
-    "grad_bytes",
-)
 HALVINGS = 8  # of the interval in which the least feasible budget is searched
 
 
@@ -77,6 +68,7 @@ def plan_discretised(chain: Chain, budget: int | str, slots: int = 500) -> Plan:
     """
     check_count("slots", slots)
     limit = read_budget(chain, budget)
+    check_extent(chain)
     tables = SlotTables(chain, limit, slots)
     if not tables.feasible():
         smallest = least_budget(chain, limit, slots)

@@ -8,6 +8,7 @@ from typing import Any
 from .chain import Chain
 from .exceptions import ChainError, InfeasibleBudget
 from .plans import Plan, plain_schedule
+from .problem import check_extent
 from .simulator import simulate
 from .units import format_bytes, parse_bytes
 
@@ -33,6 +34,7 @@ def read_budget(chain: Chain, budget: int | str) -> int:
     """
     if not isinstance(chain, Chain):
         raise ChainError(f"the chain is a {type(chain).__name__}; pass a revolve.Chain (Chain.load(path) reads a file)")
+    check_extent(chain)
     return parse_bytes(budget, simulate(chain, plain_schedule(len(chain))).peak)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +100,8 @@ class Frontier:
 
     def budget_for(self, overhead: float | str) -> int:
         """Return the least budget whose plan is at most this much slower than plain training.
+
+        With a tolerance, plans may be faster than ``makespans`` say, which is what is compared here.
 
         Parameters
         ----------
@@ -219,7 +222,7 @@ def solve(
     [5.0, 4.0]
     """
     names = check_formats(chain, formats)
-    limit = parse_bytes(memory)
+    limit = parse_bytes(memory, what="memory")
     if tolerance == "auto":
         return Frontier(chain, solve_automatically(chain, names, limit))
     number = tolerance if isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) else -1
@@ -233,6 +236,8 @@ def check_formats(chain: Chain, formats: Any) -> tuple[str, ...]:
     if not isinstance(chain, Chain):
         raise ChainError(f"the chain is a {type(chain).__name__}; pass a revolve.Chain (Chain.load(path) reads a file)")
     names = (formats,) if isinstance(formats, str) else formats
+    if not isinstance(names, Iterable):
+        raise ChainError(f"formats={formats!r} is not possible; pass names of storage formats, for example ('dense',)")
     names = tuple(dict.fromkeys(name for name in names if name != "dense"))
     for name in names:
         if name not in chain.formats:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .actions import KINDS, Action, Drop, Forward, Loss, Save, Store
+from .actions import KINDS, Action, Drop, Forward, Loss, Save, Store, read_actions
 from .exceptions import BudgetError, ScheduleError
 
 __all__ = ["ROW_KINDS", "Rows", "Schedule", "check_count", "check_slots", "count_slots"]
@@ -209,13 +209,13 @@ def check_slots(slots: Any) -> None:
     check_count("slots", slots)
 
 
-def count_slots(actions: Iterable[Action]) -> int:
+def count_slots(actions: Iterable[Any]) -> int:
     """Return how many slots a schedule occupies: the initial state's and those of stored activations.
 
     Parameters
     ----------
     actions
-        The schedule.
+        Actions, or their JSON lists.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def count_slots(actions: Iterable[Action]) -> int:
     (10, 10)
     """
     held = most = 1
-    for action in actions:
+    for action in read_actions(actions):
         held += isinstance(action, Store) - isinstance(action, Drop)
         most = max(most, held)
     return most

@@ -8,14 +8,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chain import Chain, nanoseconds
+from .exceptions import ChainError
+from .kernels.frontier import INFINITE
 
-__all__ = ["classify_stages", "describe_chain"]
+__all__ = ["check_extent", "classify_stages", "describe_chain"]
 
 Ints = NDArray[np.int64]
+BYTES = (
+    "output_bytes",
+    "saved_bytes",
+    "forward_extra",
+    "save_extra",
+    "rebuild_extra",
+    "backward_extra",
+    "grad_bytes",
+)
+
+
+def check_extent(chain: Chain, formats: tuple[str, ...] = ()) -> None:
+    """Check that no schedule's time and no sum of sizes leaves the range of the solvers' whole numbers.
+
+    Raises
+    ------
+    ChainError
+        If the chain has no stage, or its times or sizes are too large.
+    """
+    if not chain.stages:
+        raise ChainError("the chain has no stages; it must have at least one")
+    costs = [chain.formats[name] for name in formats]
+    longest = max(stage.forward for stage in chain.stages)
+    longest += sum(max(c.store_time) + max(c.load_time) for c in costs)
+    once = sum(stage.forward + stage.rebuild + stage.backward for stage in chain.stages) + chain.loss_time
+    if ((len(chain) + 1) ** 2 * longest + once) * 1e9 >= int(INFINITE) / 4:
+        raise ChainError(
+            f"times of up to {longest:.3g} s on {len(chain)} stages are too long to add up in nanoseconds; "
+            "times are seconds: check the unit, or scale them all down"
+        )
+    sizes = sum(getattr(stage, name) for stage in chain.stages for name in BYTES)
+    sizes += chain.input_bytes + chain.loss_extra + sum(max(c.stored_bytes) for c in costs)
+    if sizes >= int(INFINITE) / 4:
+        raise ChainError(f"sizes of {sizes:.3g} bytes in all are too large to add up; check the unit")
 
 
 def describe_chain(chain: Chain, formats: tuple[str, ...]) -> tuple[Any, ...]:
     """Return the chain as the arrays that the kernels read (see ``kernels.frontier.candidate``)."""
+    check_extent(chain, formats)
     length = len(chain)
     stages = chain.stages
     sizes = np.zeros((9, length + 1), np.int64)

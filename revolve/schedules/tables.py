@@ -62,7 +62,8 @@ class Tables:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tables occupy."""
-        arrays = {id(array): array.nbytes for array in (*self.steps, self.first, self.count)}
+        _, _, _, inner, *_ = self.problem
+        arrays = {id(array): array.nbytes for array in (*self.steps, self.first, self.count, inner)}
         return sum(arrays.values())
 
     def choice(self, table: int, s: int, t: int, free: int) -> tuple[int, tuple[Any, ...]]:
@@ -92,11 +93,18 @@ def solve_tables(chain: Chain, formats: tuple[str, ...], tolerance: float, memor
         If they would occupy more.
     """
     length = len(chain)
+    # first, count, and the largest sums that describe_chain makes
+    index = 8 * (length + 1) ** 2 * (2 * (2 + 2 * len(formats)) + 1)
+    if index > memory:
+        raise SolverMemoryError(
+            f"{length} stages need {format_bytes(index)} for the index of the solver's tables alone, more than "
+            f"memory={memory} bytes; allow more, or join stages"
+        )
     problem = describe_chain(chain, formats)
     cap = np.int64(simulate(chain, plain_schedule(length)).peak)
     first = np.zeros((2 + 2 * len(formats), length + 1, length + 1), np.int64)
     count = np.zeros_like(first)
-    pool = Pool(tolerance > 0, memory - first.nbytes - count.nbytes)
+    pool = Pool(tolerance, memory, index)
     alike = EqualWindows(classify_stages(*problem))
     with Crew() as crew:
         for width in range(length + 1):
@@ -139,11 +147,13 @@ class EqualWindows:
 class Pool:
     """The steps of all solved cells, one after another: bytes, least times and times."""
 
-    def __init__(self, tolerant: bool, memory: int) -> None:
+    def __init__(self, tolerance: float, memory: int, index: int) -> None:
+        self.tolerance = tolerance
         self.memory = memory
+        self.space = memory - index
         self.used = 1
         bytes_, least = np.full(1024, -INFINITE // 2), np.zeros(1024, np.int64)
-        self.steps = (bytes_, least, np.zeros(1024, np.int64) if tolerant else least)
+        self.steps = (bytes_, least, np.zeros(1024, np.int64) if tolerance else least)
         self.arrays = list({id(array): array for array in self.steps}.values())
 
     def append(self, found: tuple[Ints, ...]) -> int:
@@ -151,13 +161,18 @@ class Pool:
         start = self.used
         self.used += len(found[0])
         needed = self.used * 8 * len(self.arrays)
-        if needed > self.memory:
+        if needed > self.space:
+            hint = (
+                f"a tolerance above {self.tolerance}"
+                if self.tolerance
+                else "tolerance=0.01 (within 1 % of the optimum)"
+            )
             raise SolverMemoryError(
-                f"the solver's tables exceed {format_bytes(self.memory)}; pass tolerance=0.01 (within 1 % of the "
-                "optimum), a larger tolerance or 'auto', or let them have more memory"
+                f"the solver's tables exceed memory={self.memory} bytes ({format_bytes(self.memory)}); pass {hint} "
+                "or more memory"
             )
         if self.used > len(self.steps[0]):
-            self.resize(min(self.used + self.used // 2, self.memory // (8 * len(self.arrays))))
+            self.resize(min(self.used + self.used // 2, self.space // (8 * len(self.arrays))))
         for array, new in zip(self.arrays, found, strict=False):
             array[start : self.used] = new
         return start

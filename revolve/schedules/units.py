@@ -24,7 +24,7 @@ FACTORS = {
 PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*|%)\s*", re.ASCII)
 
 
-def parse_bytes(size: int | str, available: int | None = None) -> int:
+def parse_bytes(size: int | str, available: int | None = None, *, what: str = "budget") -> int:
     """Turn a size into bytes.
 
     Parameters
@@ -34,6 +34,8 @@ def parse_bytes(size: int | str, available: int | None = None) -> int:
         or ``"80%"`` (of ``available``). Fractions of a byte are rounded down.
     available
         Bytes that ``"100%"`` stands for; None where there is no device to ask.
+    what
+        What the size is of, for the error.
 
     Raises
     ------
@@ -50,21 +52,21 @@ def parse_bytes(size: int | str, available: int | None = None) -> int:
         unit = match[2].lower() if match else None
         if match is None or (unit != "%" and unit not in FACTORS):
             raise BudgetError(
-                f"budget {size!r} is not a size; write bytes (300000000), '300MB' (10**6), '300MiB' (2**20), "
+                f"{what} {size!r} is not a size; write bytes (300000000), '300MB' (10**6), '300MiB' (2**20), "
                 "'1.5GB' or '80%' (of the device's free memory)"
             )
         if unit != "%":
             return int(Decimal(match[1]) * FACTORS[unit or ""])
         if available is None:
             raise BudgetError(
-                f"budget {size!r} is a share of a device's free memory, but no device is known here; "
+                f"{what} {size!r} is a share of a device's free memory, but no device is known here; "
                 "write bytes, for example '300MB'"
             )
         return int(Decimal(match[1]) * available / 100)
     if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise BudgetError(f"budget {size!r} is a {type(size).__name__}; write an int (bytes) or a string like '300MB'")
+        raise BudgetError(f"{what} {size!r} is a {type(size).__name__}; write an int (bytes) or a string like '300MB'")
     if size.__index__() < 0:
-        raise BudgetError(f"budget {size!r} is negative; write a number of bytes that is zero or more")
+        raise BudgetError(f"{what} {size!r} is negative; write a number of bytes that is zero or more")
     return size.__index__()
 
 

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_chains import random_chain
 
-from revolve.schedules import BudgetError, Chain, SolverMemoryError, solve
+from revolve.schedules import (
+    BudgetError,
+    Chain,
+    ChainError,
+    SolverMemoryError,
+    plan_discretised,
+    plan_single_level,
+    solve,
+)
 from revolve.schedules import frontier as frontier_module
 from revolve.schedules import tables as tables_module
 
@@ -115,9 +123,31 @@ def test_a_tolerance_saves_most_of_the_memory_of_a_long_chain():
 def test_tables_that_would_need_too_much_memory():
     chain = large_chain(30)
     needed = solve(chain).nbytes
-    with pytest.raises(SolverMemoryError, match=r"tables exceed \d+.* tolerance=0.01"):
+    with pytest.raises(SolverMemoryError, match=rf"tables exceed memory={needed - 1} bytes .* tolerance=0.01"):
         solve(chain, memory=needed - 1)
     assert solve(chain, memory=needed).nbytes == needed
+
+
+def test_an_index_that_alone_needs_too_much_memory():
+    with pytest.raises(SolverMemoryError, match=r"20 stages need .* more than memory=1000 bytes"):
+        solve(Chain.uniform(20), memory=1000)
+
+
+def test_a_tolerance_that_does_not_help_is_not_recommended():
+    chain = large_chain(30)
+    needed = solve(chain, tolerance=0.02).nbytes
+    with pytest.raises(SolverMemoryError, match=r"pass a tolerance above 0.02"):
+        solve(chain, tolerance=0.02, memory=needed - 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"forward": 2.4e8}, "stages are too long"), ({"saved_bytes": 2**52}, "too large to add up")],
+)
+def test_what_does_not_fit_in_whole_numbers(fields, words):
+    for attempt in (solve, lambda chain: plan_discretised(chain, 100), lambda chain: plan_single_level(chain, 100)):
+        with pytest.raises(ChainError, match=words):
+            attempt(Chain.uniform(100, **fields))
 
 
 @pytest.mark.parametrize("memory", ["lots", -1, None, "80%"])
