@@ -109,7 +109,7 @@ def solve_tables(chain: Chain, formats: tuple[str, ...], tolerance: float, memor
     with Crew() as crew:
         for width in range(length + 1):
             starts, same = alike.widen()
-            allowed = tolerance * ((width + 1) / (length + 1)) ** 0.5 if tolerance else -1.0
+            allowed = tolerance * ((width + 1) / (length + 1)) ** 0.25 if tolerance else -1.0
             before = pool.used
             for part, found in crew.fill(starts, (width, *pool.steps, first, count, cap, allowed, *problem)):
                 first[:, part, part + width] += pool.append(found)
