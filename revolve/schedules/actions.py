@@ -50,7 +50,7 @@ class Action:
         if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str) and entry[0] in KINDS:
             kind, arguments = KINDS[entry[0]], list(entry[1:])
             wanted = (int, str)[: len(fields(kind))]
-            if kind is Store and len(arguments) == 1:
+            if len(wanted) == 2 and len(arguments) == 1:
                 arguments.append("dense")
             fits = len(arguments) == len(wanted) and all(
                 isinstance(value, type_) and not isinstance(value, bool)
@@ -117,9 +117,14 @@ class Forward(Indexed):
 
 @dataclass(frozen=True, slots=True)
 class Save(Indexed):
-    """Run stage ``index`` and keep its saved tensors; the cursor moves to ``x_{index+1}``."""
+    """Run stage ``index`` and keep its saved tensors in the named format; the cursor moves to ``x_{index+1}``."""
 
+    format: str = "dense"
     kind: ClassVar[str] = "save"
+
+    def to_json(self) -> list[Any]:
+        """Return ``["save", index]``, or ``["save", index, format]`` where it is not dense."""
+        return [self.kind, self.index] if self.format == "dense" else [self.kind, self.index, self.format]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from .costs import SaveMode, StorageCosts, nanoseconds
 from .documents import check_format, read_document, read_number, write_document
 from .exceptions import ChainError
 
@@ -16,11 +17,6 @@ __all__ = ["Chain", "Stage", "StorageCosts", "nanoseconds"]
 TIMES = frozenset({"forward", "rebuild", "backward", "loss_time"})
 FLAGS = frozenset({"saves_input", "saves_output", "input_grad"})
 REQUIRED = ("forward", "backward", "output_bytes", "saved_bytes")
-
-
-def nanoseconds(seconds: float) -> int:
-    """Round a time to the whole nanoseconds that solvers and simulator count in."""
-    return round(seconds * 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,48 +103,6 @@ def read_field(name: str, value: Any, where: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class StorageCosts:
-    """What it costs to keep each activation ``x_0 .. x_L`` in a storage format other than dense.
-
-    Attributes
-    ----------
-    stored_bytes, store_time, load_time
-        L + 1 values each: bytes in memory while stored, seconds to store, seconds to load.
-    """
-
-    stored_bytes: tuple[int, ...]
-    store_time: tuple[float, ...]
-    load_time: tuple[float, ...]
-
-    @classmethod
-    def from_json(cls, name: str, entry: Any, length: int) -> Self:
-        """Read the costs of the format ``name`` for a chain of ``length`` stages.
-
-        Raises
-        ------
-        ChainError
-            If a list is missing, has the wrong length, or holds something else than costs.
-        """
-        where = f"format {name!r}"
-        names = [f.name for f in fields(cls)]
-        if not isinstance(entry, Mapping) or set(entry) != set(names):
-            raise ChainError(
-                f"{where}: it must be an object with the fields {', '.join(names)}, one value an activation"
-            )
-        values = {}
-        for key in names:
-            if not isinstance(entry[key], Sequence) or len(entry[key]) != length + 1:
-                raise ChainError(f"{where}: {key} must list {length + 1} values, one for each of x_0 .. x_{length}")
-            whole = key == "stored_bytes"
-            values[key] = tuple(read_number(value, key, where, whole=whole) for value in entry[key])
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the three lists."""
-        return {f.name: list(getattr(self, f.name)) for f in fields(self)}
-
-
-@dataclass(frozen=True, slots=True)
 class Chain:
     """A chain of stages and everything the solvers know about it.
 
@@ -163,7 +117,7 @@ class Chain:
     loss_time, loss_extra
         Seconds and transient bytes of the loss, gradient of ``x_L`` excluded.
     formats
-        Costs of storage formats other than dense, by name.
+        Costs of storage formats other than dense, for checkpoints and saved tensors, by name.
     name
         For people.
 
@@ -191,6 +145,22 @@ class Chain:
     def gradient_bytes(self, index: int) -> int:
         """Return the size in bytes of the gradient of ``x_index``; 0 for an ``x_0`` that needs none."""
         return 0 if index == 0 and not self.input_grad else self.activation_bytes(index)
+
+    def encoded(self, format_: str, index: int) -> bool:
+        """Return whether a stage that is saved in a format keeps ``x_index`` in it, rather than dense.
+
+        It does where the form is smaller. ``x_0`` and ``x_L`` stay dense: they belong to the caller.
+        """
+        if format_ == "dense" or not 0 < index < len(self):
+            return False
+        return self.formats[format_].stored_bytes[index] < self.activation_bytes(index)
+
+    def save_mode(self, format_: str, index: int) -> SaveMode:
+        """Return what it costs to save stage ``index`` in a format that has save modes, or dense."""
+        if format_ == "dense":
+            stage = self.stages[index]
+            return SaveMode(stage.saved_bytes, 0.0, 0.0, stage.save_extra, stage.backward_extra)
+        return self.formats[format_].save_mode(index)
 
     @property
     def plain_makespan(self) -> float:

@@ -130,8 +130,12 @@ class Plan:
         return counts
 
     def formats(self) -> tuple[str, ...]:
-        """Return the storage formats the schedule uses, in order of first use."""
-        return tuple(dict.fromkeys(action.format for action in self.actions if isinstance(action, Store)))
+        """Return the storage formats the schedule uses, in order of first use.
+
+        Those of stored activations and those that stages are saved in, the latter unless dense.
+        """
+        used = [a for a in self.actions if isinstance(a, Store) or (isinstance(a, Save) and a.format != "dense")]
+        return tuple(dict.fromkeys(action.format for action in used))
 
     def to_json(self) -> dict[str, Any]:
         """Return the ``revolve.plan/1`` document."""

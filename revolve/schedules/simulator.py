@@ -1,14 +1,20 @@
 """The judge: interprets a schedule on a chain and accounts for every byte and nanosecond.
 
-Nobody else computes a peak or a makespan. Bytes held at any time, each storage once: ``x_j`` for
-0 < j < L while it is the cursor, stored dense, or retained by a saved stage (``x_j`` by stage j with
-``saves_input``, by stage j-1 with ``saves_output``); ``x_L`` from when it is produced to the end;
-``saved_bytes`` of saved stages; ``stored_bytes`` of non-dense checkpoints; after the loss, the gradient
-at the front of the backward sweep and ``grad_bytes`` of every stage reversed. ``x_0`` is the caller's.
+Nobody else computes a peak or a makespan. Bytes held at any time, each storage once:
+
+- ``x_j`` for 0 < j < L while it is the cursor, stored dense, or retained by a saved stage (``x_j`` by stage
+  j with ``saves_input``, by stage j-1 with ``saves_output``); ``x_L`` from when it is produced to the end;
+  ``x_0`` is the caller's;
+- ``stored_bytes`` of ``x_j``'s form in each format in which it is stored, or retained by a stage saved in
+  that format where ``Chain.encoded`` says so, then instead of the dense one. A form is made, which takes
+  ``store_time``, when it gets its first holder; all its holders share it;
+- ``saved_bytes`` of saved stages, those of the format a stage is saved in;
+- after the loss, the gradient at the front of the backward sweep and ``grad_bytes`` of every stage reversed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,8 +115,8 @@ class State:
         self.position = 0
         self.cursor: int | None = 0
         self.stored: dict[int, str] = {}
-        self.saved: set[int] = set()
-        self.holders = [0] * (self.length + 1)
+        self.saved: dict[int, str] = {}
+        self.holders: Counter[tuple[int, str]] = Counter()
         self.held = 0
         self.turned = False
         self.front = self.length
@@ -129,21 +135,33 @@ class State:
             where = f"action {action.to_json()} at position {self.position}"
             raise ScheduleError(f"{where} is not possible: {reason}", action, self.position)
 
-    def retain(self, index: int) -> int:
-        """Add a holder to an activation; return the bytes this newly holds."""
-        self.holders[index] += 1
-        if index == 0 or self.holders[index] > 1:
+    def size(self, index: int, format_: str) -> int:
+        """Return the bytes of an activation in a format, none for what the caller holds anyway."""
+        if format_ != "dense":
+            return self.chain.formats[format_].stored_bytes[index]
+        return self.chain.activation_bytes(index) if index else 0
+
+    def retain(self, index: int, format_: str = "dense") -> int:
+        """Add a holder to an activation in a format; return the nanoseconds that making it takes."""
+        self.holders[index, format_] += 1
+        if self.holders[index, format_] > 1:
             return 0
         if index == self.length:  # the caller keeps the output to the end
-            self.holders[index] += 1
-        self.held += self.chain.activation_bytes(index)
-        return self.chain.activation_bytes(index)
+            self.holders[index, format_] += 1
+        self.held += self.size(index, format_)
+        return 0 if format_ == "dense" else nanoseconds(self.chain.formats[format_].store_time[index])
 
-    def release(self, index: int) -> None:
-        """Remove a holder from an activation."""
-        self.holders[index] -= 1
-        if index and not self.holders[index]:
-            self.held -= self.chain.activation_bytes(index)
+    def release(self, index: int, format_: str = "dense") -> None:
+        """Remove a holder from an activation in a format."""
+        self.holders[index, format_] -= 1
+        if not self.holders[index, format_]:
+            self.held -= self.size(index, format_)
+
+    def retained(self, index: int, format_: str) -> list[tuple[int, str]]:
+        """Return the activations, each with its format, that stage ``index`` retains when saved in a format."""
+        stage = self.chain.stages[index]
+        kept = [j for j, saves in ((index, stage.saves_input), (index + 1, stage.saves_output)) if saves]
+        return [(j, format_ if self.chain.encoded(format_, j) else "dense") for j in kept]
 
     def move_cursor(self, index: int | None) -> None:
         """Clear the cursor, or move it to an activation that has a holder already."""
@@ -156,16 +174,11 @@ class State:
         self.require(self.cursor == i, action, f"the cursor is {describe(self.cursor)}, not x_{i}")
         self.require(0 < i < self.length, action, "x_0 and the output belong to the caller and are never stored")
         self.require(i not in self.stored, action, f"x_{i} is stored already")
-        if action.format == "dense":
-            self.retain(i)
-            time = 0
-        else:
+        if action.format != "dense":
             known = ", ".join(["dense", *self.chain.formats])
             self.require(action.format in self.chain.formats, action, f"the chain's formats are {known}")
-            costs = self.chain.formats[action.format]
-            self.held += costs.stored_bytes[i]
-            time = nanoseconds(costs.store_time[i])
         self.stored[i] = action.format
+        time = self.retain(i, action.format)
         return time, self.held
 
     def load(self, action: Load) -> tuple[int, int]:
@@ -182,11 +195,7 @@ class State:
         i = action.index
         self.require(i in self.stored, action, f"x_{i} is not stored")
         peak = self.held
-        format_ = self.stored.pop(i)
-        if format_ == "dense":
-            self.release(i)
-        else:
-            self.held -= self.chain.formats[format_].stored_bytes[i]
+        self.release(i, self.stored.pop(i))
         return 0, peak
 
     def start(self, action: Forward | Save | Rebuild) -> None:
@@ -205,24 +214,24 @@ class State:
         self.move_cursor(action.index + 1)
         return nanoseconds(stage.forward), peak
 
-    def keep(self, index: int) -> None:
-        """Hold the saved tensors of a stage."""
-        stage = self.chain.stages[index]
-        self.saved.add(index)
-        self.held += stage.saved_bytes
-        if stage.saves_input:
-            self.retain(index)
-        if stage.saves_output:
-            self.retain(index + 1)
+    def keep(self, index: int, format_: str = "dense") -> int:
+        """Hold the saved tensors of a stage; return the nanoseconds that making forms takes."""
+        self.saved[index] = format_
+        self.held += self.chain.save_mode(format_, index).saved_bytes
+        return sum(self.retain(j, kept_in) for j, kept_in in self.retained(index, format_))
 
     def save(self, action: Save) -> tuple[int, int]:
+        i = action.index
+        if action.format != "dense":
+            modes = ["dense", *(name for name, costs in self.chain.formats.items() if costs.saves)]
+            self.require(action.format in modes, action, f"stages can be saved in {', '.join(modes)}")
         self.start(action)
-        stage = self.chain.stages[action.index]
-        self.retain(action.index + 1)
-        self.keep(action.index)
-        peak = self.held + stage.save_extra
-        self.move_cursor(action.index + 1)
-        return nanoseconds(stage.forward), peak
+        mode = self.chain.save_mode(action.format, i)
+        self.retain(i + 1)
+        encoding = nanoseconds(mode.encode_time) + self.keep(i, action.format)
+        peak = self.held + mode.save_extra
+        self.move_cursor(i + 1)
+        return nanoseconds(self.chain.stages[i].forward) + encoding, peak
 
     def rebuild(self, action: Rebuild) -> tuple[int, int]:
         self.start(action)
@@ -247,17 +256,15 @@ class State:
         self.require(i == self.front - 1, action, f"the next stage to reverse is {self.front - 1}")
         self.require(i in self.saved, action, f"stage {i} is not saved")
         self.move_cursor(None)
-        stage = self.chain.stages[i]
-        peak = self.held + stage.backward_extra
-        self.saved.remove(i)
-        self.held -= stage.saved_bytes
-        if stage.saves_input:
-            self.release(i)
-        if stage.saves_output:
-            self.release(i + 1)
+        stage, format_ = self.chain.stages[i], self.saved.pop(i)
+        mode = self.chain.save_mode(format_, i)
+        peak = self.held + mode.backward_extra
+        self.held -= mode.saved_bytes
+        for j, kept_in in self.retained(i, format_):
+            self.release(j, kept_in)
         self.held += stage.grad_bytes + self.chain.gradient_bytes(i) - self.chain.gradient_bytes(i + 1)
         self.front = i
-        return nanoseconds(stage.backward), peak
+        return nanoseconds(stage.backward) + nanoseconds(mode.decode_time), peak
 
 
 def describe(cursor: int | None) -> str:

@@ -11,13 +11,20 @@ MILLISECONDS = 1e-3
 
 
 def random_chain(
-    rng: random.Random, length: int, *, largest: int = 20, formats: int | None = None, consistent: bool = True
+    rng: random.Random,
+    length: int,
+    *,
+    largest: int = 20,
+    formats: int | None = None,
+    modes: bool = False,
+    consistent: bool = True,
 ) -> Chain:
     """Return a chain of ``length`` stages.
 
-    ``formats`` is their number; None draws zero or one. ``consistent`` keeps the transient bytes of the
-    three ways to run a stage in the order that real stages have: a rebuild is the first part of a save,
-    and a run that saves nothing needs no more than one that does.
+    ``formats`` is their number; None draws zero or one. With ``modes``, stages may be saved in them.
+    ``consistent`` keeps the transient bytes of the three ways to run a stage in the order that real stages
+    have: a rebuild is the first part of a save, and a run that saves nothing needs no more than one that
+    does.
     """
     stages = [random_stage(rng, largest, consistent) for _ in range(length)]
     count = rng.randint(0, 1) if formats is None else formats
@@ -28,7 +35,7 @@ def random_chain(
         "loss_time": rng.randint(0, 2) * MILLISECONDS,
         "loss_extra": rng.randint(0, largest // 3),
         "stages": stages,
-        "formats": {name: random_costs(rng, length, largest) for name in ("bitmap", "host")[:count]},
+        "formats": {name: random_costs(rng, length, largest, modes) for name in ("bitmap", "host")[:count]},
     }
     return Chain.from_json(document)
 
@@ -56,10 +63,17 @@ def random_stage(rng: random.Random, largest: int, consistent: bool) -> dict[str
     return stage
 
 
-def random_costs(rng: random.Random, length: int, largest: int) -> dict[str, list[Any]]:
+def random_costs(rng: random.Random, length: int, largest: int, modes: bool) -> dict[str, list[Any]]:
     """Return the costs of one storage format."""
-    return {
+    costs = {
         "stored_bytes": [rng.randint(0, largest // 2) for _ in range(length + 1)],
         "store_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
         "load_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
     }
+    if modes:
+        costs["saved_bytes"] = [rng.randint(0, largest // 2) for _ in range(length)]
+        for key in ("encode_time", "decode_time"):
+            costs[key] = [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in range(length)]
+        for key in ("save_extra", "backward_extra"):
+            costs[key] = [rng.randint(0, largest // 2) for _ in range(length)]
+    return costs

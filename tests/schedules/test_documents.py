@@ -14,10 +14,11 @@ from random_chains import random_chain
 from revolve.schedules import Chain, ChainError, Plan, RevolveError, ScheduleError, Stage, solve
 
 chains = st.builds(
-    lambda seed, length, formats: random_chain(random.Random(seed), length, formats=formats),
+    lambda seed, length, formats, modes: random_chain(random.Random(seed), length, formats=formats, modes=modes),
     st.integers(0, 2**32),
     st.integers(1, 6),
     st.integers(0, 2),
+    st.booleans(),
 )
 
 
@@ -29,6 +30,15 @@ def smallest_chain() -> dict:
 def chain_with_format(**changes) -> dict:
     costs = {"stored_bytes": [1, 1, 1], "store_time": [0.5] * 3, "load_time": [0.5] * 3}
     return {**smallest_chain(), "formats": {"bitmap": {**costs, **changes}}}
+
+
+SAVE_MODES = {
+    "saved_bytes": [3, 4],
+    "encode_time": [0.25, 0.5],
+    "decode_time": [0.75, 1.0],
+    "save_extra": [5, 6],
+    "backward_extra": [7, 8],
+}
 
 
 def small_plan(**changes) -> dict:
@@ -53,6 +63,24 @@ def test_defaults_of_a_chain():
 @given(chains)
 def test_chains_survive_json(chain):
     assert Chain.from_json(json.loads(json.dumps(chain.to_json()))) == chain
+
+
+def test_save_modes_are_all_there_or_none():
+    with_modes, without_modes = (Chain.from_json(chain_with_format(**modes)) for modes in (SAVE_MODES, {}))
+    costs = with_modes.formats["bitmap"]
+    assert costs.saves
+    assert costs.save_mode(1) == (4, 0.5, 1.0, 6, 8) == with_modes.save_mode("bitmap", 1)
+    assert with_modes.save_mode("dense", 1) == (7, 0.0, 0.0, 0, 18)
+    assert costs.to_json().items() >= SAVE_MODES.items()
+    assert not without_modes.formats["bitmap"].saves
+    assert without_modes.formats["bitmap"].to_json().keys() == {"stored_bytes", "store_time", "load_time"}
+
+
+@pytest.mark.parametrize(("stored", "encoded"), [(4, True), (5, False), (0, True)])
+def test_what_a_saved_stage_keeps_encoded(stored, encoded):
+    chain = Chain.from_json(chain_with_format(stored_bytes=[0, stored, 0], **SAVE_MODES))
+    assert [chain.encoded("bitmap", j) for j in range(3)] == [False, encoded, False]
+    assert not any(chain.encoded("dense", j) for j in range(3))
 
 
 def test_chains_survive_a_file(tmp_path):
@@ -114,7 +142,27 @@ BAD_CHAINS = {
     "format no object": ({**smallest_chain(), "formats": {"bitmap": 3}}, "format 'bitmap': it must be an object"),
     "format too short": (chain_with_format(store_time=[1.0]), "format 'bitmap': store_time must list 3 values"),
     "format negative": (chain_with_format(stored_bytes=[1, -1, 1]), "format 'bitmap': stored_bytes is -1"),
-    "format field": (chain_with_format(speed=[1, 1, 1]), "format 'bitmap': it must be an object with the fields"),
+    "format field": (chain_with_format(speed=[1, 1, 1]), "format 'bitmap': it must .* the fields .*'speed' is unknown"),
+    "format lacks": (chain_with_format(save_extra=[1, 1]), "it must .* stages may be saved .*'saved_bytes' is missing"),
+    **{
+        f"no {name}": (chain_with_format(**without(SAVE_MODES, name)), f"'bitmap': it must .*'{name}' is missing")
+        for name in SAVE_MODES
+    },
+    **{
+        f"{name} of activations": (
+            chain_with_format(**{**SAVE_MODES, name: [1, 1, 1]}),
+            f"format 'bitmap': {name} must list 2 values, one for each of the stages 0 .. 1",
+        )
+        for name in SAVE_MODES
+    },
+    "negative encode_time": (
+        chain_with_format(**{**SAVE_MODES, "encode_time": [1.0, -1.0]}),
+        "format 'bitmap': encode_time is -1.0; it must be a number of seconds",
+    ),
+    "half a saved byte": (
+        chain_with_format(**{**SAVE_MODES, "saved_bytes": [1, 0.5]}),
+        "format 'bitmap': saved_bytes is 0.5; it must be a whole number of bytes",
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from copy import copy
 from itertools import count
 
@@ -44,8 +45,8 @@ def enumerate_everything(chain: Chain, budget: int) -> int | None:
         seen.add(key)
         for action in possible(state):
             following = copy(state)
-            following.stored, following.saved = dict(state.stored), set(state.saved)
-            following.holders = list(state.holders)
+            following.stored, following.saved = dict(state.stored), dict(state.saved)
+            following.holders = Counter(state.holders)
             cost, peak = following.perform(action)
             if peak <= budget:
                 heapq.heappush(heap, (time + cost, next(order) + 1, following))
@@ -54,8 +55,8 @@ def enumerate_everything(chain: Chain, budget: int) -> int | None:
 
 def describe(state: State) -> tuple:
     """Return what distinguishes a state from others."""
-    stored, produced = frozenset(state.stored.items()), state.holders[state.length] > 0
-    return state.cursor, stored, frozenset(state.saved), produced, state.turned, state.front
+    stored, produced = frozenset(state.stored.items()), state.holders[state.length, "dense"] > 0
+    return state.cursor, stored, frozenset(state.saved.items()), produced, state.turned, state.front
 
 
 def possible(state: State) -> list:

@@ -225,6 +225,12 @@ def test_what_is_no_action(entry):
     assert caught.value.position == 1
 
 
+def test_saves_name_their_format_unless_it_is_dense():
+    assert Action.from_json(["save", 3]) == Action.from_json(["save", 3, "dense"]) == Save(3) == Save(3, "dense")
+    assert Action.from_json(["save", 3, "bitmap"]) == Save(3, "bitmap") != Save(3)
+    assert [Save(3).to_json(), Save(3, "bitmap").to_json()] == [["save", 3], ["save", 3, "bitmap"]]
+
+
 @given(st.sampled_from([Forward, Load, Save, Backward]), st.integers(0, 10**6))
 def test_actions_are_values(kind, index):
     action = kind(index)
