@@ -45,6 +45,10 @@ class Codec(Protocol):
         The name of the format in plans.
     lossless
         Whether every bit comes back.
+    varies
+        Whether the bytes of a form depend on the data, not only on their number.
+    waits
+        Whether encoding and decoding wait for something else than a processor, such as a disk.
     """
 
     @property
@@ -54,6 +58,14 @@ class Codec(Protocol):
     @property
     def lossless(self) -> bool:
         """Whether every bit comes back."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether the bytes of a form depend on the data."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether encoding and decoding wait for something else than a processor."""
 
     def encode(self, flat: torch.Tensor, allow: Callable[[int], None]) -> Form | None:
         """Return the form of a storage, None where it is better kept dense.
@@ -92,6 +104,8 @@ class BitmapCodec:
 
     name = "bitmap"
     lossless = True
+    varies = True
+    waits = False
 
     def encode(self, flat: torch.Tensor, allow: Callable[[int], None]) -> BitmapForm | None:
         """Return a buffer with its bitmap; None for a small tensor, and where it would not be smaller."""
