@@ -17,7 +17,7 @@ from .allocations import Phase, Tracer
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
 from .isolation import gradients_present
-from .saving import Packer, StopRebuild, hooked
+from .saving import Holder, Packer, StopRebuild, hooked
 from .stages import StageModule
 from .state import StageState
 
@@ -44,6 +44,8 @@ class Bench:
         Its input, for a first run that finds the buffers it changes.
     """
 
+    ready = 0
+
     def __init__(self, index: int, stage: StageModule, later: Sequence[StageModule], value: Any) -> None:
         self.index = index
         self.stage = stage
@@ -62,10 +64,9 @@ class Bench:
         left = [tensor for tensor in attributes_of(stage) if id(tensor) not in present]
         self.kept_bytes = bytes_of([old for _, old in first.before.values()]) + bytes_of(left)
 
-    def fetch(self, holder: Any) -> torch.Tensor:
-        """Return a saved tensor: holders are full while their backward runs."""
-        tensor: torch.Tensor = holder.kept.get()
-        return tensor
+    def fetch(self, holder: Holder) -> Any:
+        """Return what is in a holder: it is full while its backward runs."""
+        return holder.kept
 
     def draw_anew(self) -> None:
         """Let the stage draw the same numbers in every run: a stage that leaves out a layer does so each time."""

@@ -30,22 +30,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from threading import RLock
 from typing import Any
 
 import torch
+from torch import distributed
 
 from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
 from revolve.storage.boundary import cut, storages_of, tensors_of, versions_of
 from revolve.storage.dense import DenseSnapshot, Enclosing
 
+from .draws import Surprise, Watch
 from .exceptions import BudgetWarning, RecomputeError
-from .generators import FOREIGN, Source, TorchRandom, default_sources, devices_of
+from .generators import FOREIGN, TorchRandom, default_sources, devices_of
 from .modes import Modes
 from .program import Program
 from .replay import Replay
-from .saving import Holder, Packer, StopRebuild, hooked
+from .saving import Holder, Kept, KeptElsewhere, Packer, StopRebuild, hooked
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
@@ -88,38 +89,55 @@ class Run:
         del self.tensors
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
-        sources = self.sources()
-        unwatched = FOREIGN if self.habits.foreign is False else ()
-        foreign = [source.read() for source in unwatched]
-        before = [source.read() for source in sources]
+        watch = self.watch()
         for action in self.program.sweep:
             if isinstance(action, Store):
                 self.snapshots[action.index] = DenseSnapshot(value, self.enclosing)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
             elif isinstance(action, (Forward, Save)):
+                may_draw = watch.drawing[action.index] is not False
+                if may_draw:
+                    watch.reach(action.index)
                 value = self.first_run(action.index, value, keep=isinstance(action, Save))
-                after = [source.read() for source in sources]
-                if after != before:
-                    drawn = zip(sources, before, after, strict=True)
-                    self.states[-1].random = tuple((source, old) for source, old, new in drawn if old != new)
-                before = after
-        if [source.read() for source in unwatched] != foreign:
-            self.habits.foreign = True
-            raise RecomputeError(
-                "a stage draws from Python's random or NumPy's global generator, as none did in earlier steps, so it "
-                "cannot be run again in this step; repeat the step (from now on these generators are replayed)"
-            )
-        self.habits.foreign = bool(self.habits.foreign) or any(
-            source in FOREIGN for state in self.states for source, _ in state.random
-        )
+                if may_draw:
+                    self.states[-1].random = watch.leave(action.index)
+        watch.reach(len(self.stages))
+        for surprise in watch.surprises:
+            self.look_again(surprise, watch)
         return value
 
-    def sources(self) -> list[Source]:
-        """Return the generators that are watched: torch's, the user's, others until none is seen to draw from them."""
+    def watch(self) -> Watch:
+        """Watch torch's, the user's, Python's and NumPy's generators.
+
+        Every stage for itself where none can be looked at again: other processes, or hooks around the model, would
+        have to take part.
+        """
         owned = [TorchRandom(generator) for stage in self.stages for generator in stage.generators()]
-        foreign = () if self.habits.foreign is False else FOREIGN
-        return list(dict.fromkeys([*default_sources(self.devices), *owned, *foreign]))
+        alone = self.enclosing is None and not (distributed.is_available() and distributed.is_initialized())
+        sources = dict.fromkeys([*default_sources(self.devices), *owned, *FOREIGN])
+        return Watch(sources, self.habits.drawing if alone else [None] * len(self.stages))
+
+    def look_again(self, surprise: Surprise, watch: Watch) -> None:
+        """Find which of some stages draw by running them again, from the generators' states before the first."""
+        first = surprise.stages[0]
+        nearest = max(index for index in self.snapshots if index <= first)
+        cursor = self.snapshots[nearest].load()
+        with Replay(None) as replay:
+            for index in range(nearest, first):
+                cursor = self.run_again(Forward(index), cursor, replay)
+            replay.draw(tuple(zip(watch.random.sources, surprise.before, strict=True)))
+            again = Watch(watch.random.sources, self.habits.drawing)
+            for index in surprise.stages:
+                cursor = self.run_again(Forward(index), cursor, replay)
+                self.states[index].random = again.leave(index)
+                self.habits.drawing[index] = True
+        if again.states not in (surprise.before, surprise.after):  # before: the numbers were drawn by another thread
+            names = ", ".join(self.stages[index].name for index in surprise.stages)
+            raise RecomputeError(
+                f"one of the stages {names} cannot be run again: it draws other random numbers each time; let it draw "
+                "from a torch.Generator in an attribute, from torch, random or numpy.random"
+            )
 
     def first_run(self, index: int, value: Any, *, keep: bool) -> Any:
         """Run a stage for the first time."""
@@ -137,8 +155,8 @@ class Run:
         self.habits.changing[index] = state.finish()
         return output
 
-    def fetch(self, holder: Holder) -> torch.Tensor:
-        """Return a saved tensor to a backward pass."""
+    def fetch(self, holder: Holder) -> Kept | KeptElsewhere:
+        """Return what belongs into a holder, to a backward pass."""
         with self.lock:  # [10]
             stage = holder.stage
             if stage < self.ready:
@@ -148,7 +166,7 @@ class Run:
                 self.recover(stage)
             if holder.kept is None:
                 raise RecomputeError(f"internal error: a saved tensor of stage {stage} was not rebuilt")
-            return holder.kept.get()
+            return holder.kept
 
     def follow(self, task: int) -> None:
         """Follow the schedule for a graph task, all of which runs under the same modes."""
@@ -228,7 +246,7 @@ class Run:
             self.run_again(Rebuild(stage), cursor, replay)
 
     def run_again(self, action: Forward | Save | Rebuild, value: Any, replay: Replay) -> Any:
-        """Run a stage again; return the new cursor, detached."""
+        """Run a stage again; return the new cursor, detached, None after a rebuild."""
         index = action.index
         stage, state, packer = self.stages[index], self.states[index], self.packers[index]
         stop = -1
@@ -241,13 +259,16 @@ class Run:
         if state.random:
             replay.draw(state.random)
         keep = type(action) is not Forward
-        with gathered_for(stage.units) if stage.units else nullcontext():
+        if stage.units:
+            with gathered_for(stage.units):
+                output = self.run_into(packer, stage, state, value, keep, stop)
+        else:
             output = self.run_into(packer, stage, state, value, keep, stop)
-        return None if type(action) is Rebuild else output
+        return None if type(action) is Rebuild else cut(output)
 
     @staticmethod
     def run_into(packer: Packer, stage: StageModule, state: StageState, value: Any, keep: bool, stop: int) -> Any:
-        """Run a stage in the state of its first run, into its holders; return its output, detached."""
+        """Run a stage in the state of its first run, into its holders; return its output, None if stopped early."""
         with state:
             pack, check = packer.refill(state.temporary, keep=keep, stop=stop)
             try:
@@ -256,4 +277,4 @@ class Run:
             except StopRebuild:
                 return None
             check()
-            return cut(output)
+            return output

@@ -70,7 +70,7 @@ class NumpyRandom:
         np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
 
 
-# Reading them takes tens of microseconds, so it is done at every stage only where one is known to draw from them.
+# Reading them takes tens of microseconds.
 FOREIGN: tuple[Source, ...] = (PythonRandom(), NumpyRandom())
 
 

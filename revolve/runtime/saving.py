@@ -20,10 +20,18 @@ Signature = tuple[torch.Size, torch.dtype, torch.device]
 
 
 class Owner(Protocol):
-    """Fills empty holders when backward needs them."""
+    """Fills empty holders when backward needs them.
 
-    def fetch(self, holder: Holder) -> torch.Tensor:
-        """Return the tensor of a holder."""
+    Attributes
+    ----------
+    ready
+        The stage whose turn it is in backward: earlier ones must ask, even if their holders are full.
+    """
+
+    ready: int
+
+    def fetch(self, holder: Holder) -> Kept | KeptElsewhere:
+        """Return what belongs into a holder."""
 
 
 class StopRebuild(BaseException):
@@ -93,7 +101,12 @@ class Holder:
 
 def unpack(packed: Kept | Holder) -> torch.Tensor:
     """Return the saved tensor to autograd."""
-    return packed.owner.fetch(packed) if isinstance(packed, Holder) else packed.get()
+    if isinstance(packed, Kept):
+        return packed.get()
+    kept = packed.kept
+    if kept is None or packed.stage < packed.owner.ready:
+        kept = packed.owner.fetch(packed)
+    return kept.get()
 
 
 def key_of(tensor: torch.Tensor) -> int:

@@ -112,8 +112,11 @@ class StageModule:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""
-        tables = (table for module in self.modules for table in (module._parameters, module._buffers))
-        return [*(tensor for table in tables for tensor in table.values() if tensor is not None), *self.loose]
+        found: list[torch.Tensor | None] = [*self.loose]
+        for module in self.modules:
+            found += module._parameters.values()
+            found += module._buffers.values()
+        return [tensor for tensor in found if tensor is not None]
 
     def storages(self) -> dict[int, torch.UntypedStorage]:
         """Return the storages of parameters and buffers by their identity."""

@@ -30,15 +30,15 @@ class Habits:
     ----------
     changing
         For each stage the places of the buffers it changes, None before they are known.
-    foreign
-        Whether a stage draws from the generators of Python or NumPy, None before it is known.
+    drawing
+        For each stage whether it was seen to draw random numbers, None before it is known.
     warned
         Whether it was said that a backward pass left the plan.
     """
 
     def __init__(self, length: int) -> None:
         self.changing: list[frozenset[Place] | None] = [None] * length
-        self.foreign: bool | None = None
+        self.drawing: list[bool | None] = [None] * length
         self.warned = False
 
 
@@ -97,11 +97,8 @@ class StageState:
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
         """Return the parameters that have been changed in place, and the buffers that were changed or replaced."""
-        contents = self.contents
-        if contents.versions() == self.versions and contents.intact():
-            return NOWHERE, NOWHERE
-        touched = contents.touched(self.versions)
-        buffers = frozenset(place for place in touched | contents.replaced() if self.stage.is_buffer(place))
+        touched = self.contents.touched(self.versions)
+        buffers = frozenset(place for place in touched | self.contents.replaced() if self.stage.is_buffer(place))
         return touched - buffers, buffers
 
     def loose_touched(self) -> list[int]:
@@ -128,8 +125,10 @@ class StageState:
             If the stage changed one of its parameters, or a buffer that earlier runs did not change, so that
             its old value is lost.
         """
+        if self.changing is not None and not self.loose and self.contents.unchanged(self.versions):
+            return self.changing
         parameters, buffers = self.moved()
-        loose = self.loose_touched() if self.loose else []
+        loose = self.loose_touched()
         if parameters or loose:
             raise RecomputeError(
                 f"stage {self.stage.name!r} changes {self.name(parameters, loose)} in its own forward, as "
@@ -159,11 +158,9 @@ class StageState:
         RecomputeError
             If a parameter, or a buffer that the stage does not change, was changed in place.
         """
-        loose = self.loose_touched() if self.loose else []
-        touched = NOWHERE
-        if self.contents.versions() != self.versions:
-            touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
-            touched = frozenset(place for place in touched if not self.is_statistic(place))
+        loose = self.loose_touched()
+        touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
+        touched = frozenset(place for place in touched if not self.is_statistic(place))
         if touched or loose:
             raise RecomputeError(
                 f"stage {self.stage.name!r} cannot be run again: {self.name(touched, loose)} has been changed in place "
@@ -172,14 +169,16 @@ class StageState:
 
     def __enter__(self) -> StageState:
         """Let parameters, buffers and training flags be those of the first run."""
-        self.check()
         self.flags = []
+        self.replaced = None
+        if self.loose or not self.contents.unchanged(self.versions):
+            self.check()
+            self.replaced = None if self.contents.intact() else self.contents.put_back()
         if [module.training for module in self.stage.modules] != self.training:
             modules = zip(self.stage.modules, self.training, strict=True)
             self.flags = [module for module, was in modules if module.training is not was]
             for module in self.flags:
                 module.training = not module.training
-        self.replaced = None if self.contents.intact() else self.contents.put_back()
         self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self.before:
             for buffer, value in self.before.values():

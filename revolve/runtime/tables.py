@@ -48,6 +48,10 @@ class Contents:
         """Return the version counters of now; in-place changes raise them."""
         return [tensor._version for tensor in self.tracked]
 
+    def unchanged(self, versions: Sequence[int]) -> bool:
+        """Whether the tables still hold the very tensors, at these versions."""
+        return self.versions() == versions and self.intact()
+
     def touched(self, versions: Sequence[int]) -> frozenset[Place]:
         """Return the places whose tensor has been changed in place since it had these versions."""
         changed = {id(t) for t, version in zip(self.tracked, versions, strict=True) if t._version != version}

@@ -8,14 +8,14 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 import torch
-from layers import LAYERS, Attention, OwnGenerator, StochasticDepth, build
+from layers import LAYERS, Attention, OwnGenerator, build
 from steps import PLANNERS, assert_equal_steps, assert_same, batch, perceptron, run_step, square, tight_plan, twins
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 import revolve
-from revolve.runtime.exceptions import ModelError, RecomputeError
+from revolve.runtime.exceptions import ModelError
 from revolve.runtime.generators import TorchRandom
 from revolve.runtime.modes import Modes
 
@@ -178,24 +178,6 @@ def test_stages_that_draw_nothing_pay_nothing(monkeypatch):
     again = planned.forward.plan.stage_counts()[1]
     run_step(planned, batch())
     assert len(written) == 2 * (again["forward"] - 1 + again["rebuild"])  # set for each run, and put back
-
-
-@pytest.mark.parametrize("draw", [random.random, np.random.uniform])
-def test_foreign_generators_that_are_drawn_from_late(draw):
-    """Stages that do not draw are not watched; when one begins to, the step is refused, and the next one is right."""
-    planned, plain = twins(perceptron(lambda: StochasticDepth(draw)))
-    for model in (planned, plain):
-        for layer in model[1::3]:
-            layer.eval()
-        run_step(model, batch())
-        model.train()
-    with pytest.raises(RecomputeError, match=r"draws from Python's random .*repeat the step"):
-        planned(batch())
-    found = []
-    for model in (planned, plain):
-        random.seed(4), np.random.seed(4)
-        found.append(run_step(model, batch()))
-    assert_same(*found)
 
 
 def test_a_cached_parametrisation_is_refused():

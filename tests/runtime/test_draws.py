@@ -1,0 +1,131 @@
+"""Stages that draw random numbers, and those that begin to."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from layers import StochasticDepth
+from steps import PLANNERS, assert_same, batch, perceptron, run_step, twins
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+
+import revolve
+from revolve.runtime.draws import Watch
+from revolve.runtime.exceptions import RecomputeError
+
+
+class Die:
+    """A generator whose state can be counted."""
+
+    def __init__(self):
+        self.thrown = self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        return self.thrown
+
+
+def seed():
+    torch.manual_seed(4), random.seed(4), np.random.seed(4)
+
+
+def states():
+    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]]
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.uniform(), lambda: torch.rand(()).item()])
+@pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS)
+def test_generators_that_are_drawn_from_late(planner, draw):
+    """Those who never drew are not watched one by one; when they begin to, they are looked at again."""
+    planned, plain = twins(nn.Sequential(*perceptron(lambda: StochasticDepth(draw)), *perceptron()), planner)
+    found = []
+    for model in (planned, plain):
+        seed()
+        for layer in list(model)[1::3]:
+            layer.eval()
+        quiet = run_step(model, batch())
+        model.train()
+        found.append([quiet, *(run_step(model, batch(seed=turn)) for turn in range(3)), states()])
+    for ours, theirs in zip(found[0][:-1], found[1][:-1], strict=True):
+        assert_same(ours, theirs)
+    assert found[0][-1] == found[1][-1]
+
+
+def test_late_draws_behind_others_and_changed_buffers():
+    def model():
+        late = StochasticDepth(random.random)
+        return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), late, nn.Tanh(), nn.Linear(16, 16))
+
+    planned, plain = twins(model())
+    found = []
+    for layers in (planned, plain):
+        seed()
+        layers[3].eval()
+        run_step(layers, batch())
+        layers[3].train()
+        found.append([run_step(layers, batch(seed=turn)) for turn in range(4)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_late_draws_under_hooks_of_somebody_else():
+    """Nothing is run again in a forward there: every stage is watched."""
+    planned, plain = twins(perceptron(lambda: StochasticDepth(random.random)))
+    found = []
+    for model in (planned, plain):
+        seed()
+        model[1].eval()
+        with save_on_cpu():
+            run_step(model, batch())
+            model.train()
+            found.append(run_step(model, batch()))
+    assert_same(*found)
+
+
+class Moody(nn.Module):
+    """Draws in its first runs as it is told, and in later ones as well."""
+
+    def __init__(self, first, later):
+        super().__init__()
+        self.first, self.later = first, later
+
+    def forward(self, x):
+        for _ in range(self.later if revolve.is_recomputing() else self.first):
+            random.random()
+        return x.sin()
+
+
+def test_draws_of_another_thread_are_no_stage_s():
+    """To a stage that draws nothing when run again, the numbers drawn meanwhile mean nothing."""
+    planned, plain = twins(perceptron(lambda: Moody(0, 0)))
+    run_step(planned, batch())
+    planned[4].first = 3
+    assert_same(run_step(planned, batch()), run_step(plain, batch()))
+
+
+def test_a_stage_that_draws_otherwise_each_time():
+    planned, _ = twins(perceptron(lambda: Moody(0, 0)))
+    run_step(planned, batch())
+    planned[4].first, planned[4].later = 3, 1
+    with pytest.raises(RecomputeError, match=r"one of the stages 0, .* draws other random numbers each time"):
+        planned(batch())
+
+
+def test_stages_that_never_drew_share_two_readings():
+    die, drawing = Die(), [False, False, True, False, False, None, False]
+    watch = Watch([die], drawing)
+    drawn = []
+    for stage in range(7):
+        if drawing[stage] is not False:
+            watch.reach(stage)
+        die.thrown += stage in (2, 4)
+        if drawing[stage] is not False:
+            drawn.append(watch.leave(stage))
+    watch.reach(7)
+    assert drawn == [((die, 0),), ()]
+    assert drawing == [False, False, True, False, False, False, False]
+    assert [(s.stages, s.before, s.after) for s in watch.surprises] == [(range(3, 5), (1,), (2,))]
+    assert die.reads == 6  # at the start, around stage 2, around stage 5, at the end
