@@ -103,13 +103,14 @@ class SlotTables:
     ----------
     values
         By (table, s, t): int64 (slots + 1,), nanoseconds, INFINITE where infeasible.
-    formats, length
+    formats, modes, length
         As the exact solver's tables have them.
     """
 
     def __init__(self, chain: Chain, budget: int, slots: int) -> None:
         self.length = len(chain)
         self.formats: tuple[str, ...] = ()
+        self.modes = 0
         self.slots = slots
         self.problem = describe_chain(rounded(chain, budget, slots), ())
         self.values: dict[tuple[int, int, int], NDArray[np.int64]] = {}
@@ -122,7 +123,7 @@ class SlotTables:
 
     def candidates(self, table: int, s: int, t: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Yield index and description of the valid candidates of a cell."""
-        for index in range(count_candidates(table, s, t, 0)):
+        for index in range(count_candidates(table, s, t, 0, 0)):
             description = candidate(table, s, t, index, *self.problem)
             if description[0]:
                 yield index, description

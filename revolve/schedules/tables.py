@@ -37,7 +37,7 @@ class Tables:
     first, count
         Where in the pool the step function of each cell lies.
     formats
-        Names of the non-dense formats, in the order of the tables.
+        Names of the non-dense formats, in the order of the tables: first those that can save stages.
     length
         Number of stages.
     tolerance
@@ -58,6 +58,11 @@ class Tables:
         end = start + self.count[P, 0, self.length]
         bytes_, least, times = (steps[start:end].copy() for steps in self.steps)
         return bytes_, least, times
+
+    @property
+    def modes(self) -> int:
+        """How many of the formats can save stages."""
+        return len(self.problem[2]) - 2
 
     @property
     def nbytes(self) -> int:
@@ -93,8 +98,10 @@ def solve_tables(chain: Chain, formats: tuple[str, ...], tolerance: float, memor
         If they would occupy more.
     """
     length = len(chain)
+    formats = tuple(sorted(formats, key=lambda name: not chain.formats[name].saves))
+    tables = 2 + 2 * len(formats) + sum(chain.formats[name].saves for name in formats)
     # first, count, and the largest sums that describe_chain makes
-    index = 8 * (length + 1) ** 2 * (2 * (2 + 2 * len(formats)) + 1)
+    index = 8 * (length + 1) ** 2 * (2 * tables + 1)
     if index > memory:
         raise SolverMemoryError(
             f"{length} stages need {format_bytes(index)} for the index of the solver's tables alone, more than "
@@ -102,7 +109,7 @@ def solve_tables(chain: Chain, formats: tuple[str, ...], tolerance: float, memor
         )
     problem = describe_chain(chain, formats)
     cap = np.int64(simulate(chain, plain_schedule(length)).peak)
-    first = np.zeros((2 + 2 * len(formats), length + 1, length + 1), np.int64)
+    first = np.zeros((tables, length + 1, length + 1), np.int64)
     count = np.zeros_like(first)
     pool = Pool(tolerance, memory, index)
     alike = EqualWindows(classify_stages(*problem))

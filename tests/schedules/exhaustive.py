@@ -8,11 +8,13 @@ it small without losing the optimum:
   can be loaded for nothing. Only next to its own copy in another format a dense activation is just the
   cursor, gone when the cursor moves unless it takes the place of that copy.
 - Dropping is free and takes no time, so it can wait until some action does not fit otherwise.
-- What cannot lead to a stage that is still to be saved, or to the loss, is dropped at once.
+- What cannot lead to a stage that is still to be saved, or to the loss, is dropped at once; not so a copy
+  that the last such stage would have to make if it is saved in that format.
 
 A state is ``(at_hand, saved, front)``: for each activation one of the codes below (from ``COPIES`` on,
-even: stored in a format; odd: also the dense cursor), a bit for each saved stage, and the stages still to
-reverse, where L + 1 means that the loss, as stage L, is among them.
+even: stored in a format; odd: also the dense cursor), for each stage ``ABSENT``, ``DENSE`` or, if saved in a
+format, ``COPIES`` and its number, and the stages still to reverse, where L + 1 means that the loss, as
+stage L, is among them.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import math
 from collections.abc import Iterator
 
 from revolve.schedules import Chain
+from revolve.schedules.costs import SaveMode
 
 ABSENT, DENSE, COPIES = 0, 1, 2
 RETIRED_OUTPUT = 2  # x_L was produced; its cursor is gone, the caller still holds it
-State = tuple[tuple[int, ...], int, int]
+State = tuple[tuple[int, ...], tuple[int, ...], int]
 Step = tuple[State, int, list[list]]  # next state, nanoseconds, actions
 PeakedStep = tuple[int, State, int, list[list]]
 
@@ -36,7 +39,7 @@ def least_makespan(chain: Chain, budget: int, below: float = math.inf) -> tuple[
     Schedules that take ``below`` nanoseconds or more are not searched.
     """
     search = Search(chain, budget)
-    start: State = ((ABSENT,) * (len(chain) + 1), 0, len(chain) + 1)
+    start: State = ((ABSENT,) * (len(chain) + 1), (ABSENT,) * len(chain), len(chain) + 1)
     best, parents = {start: 0}, {start: None}
     heap, closed = [(search.least_remaining(start), 0, start)], set()
     while heap:
@@ -66,28 +69,47 @@ class Search:
         self.x = [0, *(stage.output_bytes for stage in self.stages)]  # x_0 is the caller's
         self.gradient = [chain.input_bytes if chain.input_grad else 0, *self.x[1:], 0]
         self.held_by: dict[State, int] = {}
+        self.modes = {COPIES + f: name for f, name in enumerate(self.formats) if chain.formats[name].saves}
         self.loss_time = nanoseconds(chain.loss_time)
         self.forward = [nanoseconds(stage.forward) for stage in self.stages]
         self.rebuild = [nanoseconds(stage.rebuild) for stage in self.stages]
         self.backward = [nanoseconds(stage.backward) for stage in self.stages]
+        self.store_time = [[nanoseconds(time) for time in costs.store_time] for costs in self.costs]
+
+    def retained(self, i: int, mode: int) -> set[tuple[int, int]]:
+        """Return what a saved stage keeps of its input and output: activations, dense or the code of a format."""
+        stage = self.stages[i]
+        kept = ([i] if stage.saves_input else []) + ([i + 1] if stage.saves_output else [])
+        smaller = [mode != DENSE and self.costs[mode - COPIES].stored_bytes[j] < self.x[j] for j in kept]
+        return {(j, mode if less and 0 < j < self.length else DENSE) for j, less in zip(kept, smaller, strict=True)}
+
+    def alive(self, state: State) -> set[tuple[int, int]]:
+        """Return the activations a state holds, dense or the code of a format."""
+        at_hand, saved, _ = state
+        found = {(j, DENSE) for j in range(self.length) if at_hand[j] % 2}
+        found |= {(j, self.form(code)) for j, code in enumerate(at_hand[:-1]) if code >= COPIES}
+        found |= {(self.length, DENSE)} if at_hand[self.length] else set()
+        return found.union(*(self.retained(i, mode) for i, mode in enumerate(saved) if mode))
 
     def held(self, state: State) -> int:
         """Return the bytes a state holds, each storage once."""
         if state not in self.held_by:
-            at_hand, saved, front = state
-            alive = {j for j in range(1, self.length) if at_hand[j] % 2}
+            _, saved, front = state
             total = self.gradient[front] + sum(stage.grad_bytes for stage in self.stages[front:])
-            for i, stage in enumerate(self.stages):
-                if saved >> i & 1:
-                    total += stage.saved_bytes
-                    alive |= ({i} if stage.saves_input else set()) | ({i + 1} if stage.saves_output else set())
-            if at_hand[self.length]:
-                alive.add(self.length)
-            total += sum(self.x[j] for j in alive)
-            copies = ((j, code) for j, code in enumerate(at_hand[: self.length]) if code >= COPIES)
-            total += sum(self.costs[(code - COPIES) // 2].stored_bytes[j] for j, code in copies)
+            total += sum(self.mode(i, mode).saved_bytes for i, mode in enumerate(saved) if mode)
+            for j, code in self.alive(state):
+                total += self.x[j] if code == DENSE else self.costs[code - COPIES].stored_bytes[j]
             self.held_by[state] = total
         return self.held_by[state]
+
+    def mode(self, i: int, mode: int) -> SaveMode:
+        """Return the costs of saving a stage, dense or in the format of a code."""
+        return self.chain.save_mode(self.modes.get(mode, "dense"), i)
+
+    def making(self, before: State, after: State) -> int:
+        """Return the nanoseconds that making the forms takes which only the second state holds."""
+        new = self.alive(after) - self.alive(before)
+        return sum(self.store_time[code - COPIES][j] for j, code in new if code >= COPIES)
 
     def least_remaining(self, state: State) -> int:
         """Return a time that no schedule from here can beat; no step lowers it by more than the step takes.
@@ -100,7 +122,7 @@ class Search:
         total = self.loss_time if before_loss else 0
         output_needed = before_loss and at_hand[self.length] != DENSE
         for i in range(min(front, self.length) - 1, -1, -1):
-            unsaved = not saved >> i & 1
+            unsaved = not saved[i]
             total += self.backward[i]
             if output_needed:
                 total += self.forward[i]
@@ -131,13 +153,14 @@ class Search:
             peak = self.held(following) + self.chain.loss_extra
             yield peak, following, nanoseconds(self.chain.loss_time), [["loss"]]
         moved = tuple(without_cursor(code, j == length) for j, code in enumerate(at_hand))
-        if front <= length and saved >> (front - 1) & 1:
-            stage = self.stages[front - 1]
-            following = (moved, saved ^ 1 << (front - 1), front - 1)
-            peak = self.held((moved, saved, front)) + stage.backward_extra
+        if front <= length and saved[front - 1]:
+            mode = self.mode(front - 1, saved[front - 1])
+            following = (moved, replaced(saved, front - 1, ABSENT), front - 1)
+            peak = self.held((moved, saved, front)) + mode.backward_extra
             if front > 1:  # whatever comes next starts from what this one leaves
                 peak = max(peak, self.held(following))
-            yield peak, following, nanoseconds(stage.backward), [["backward", front - 1]]
+            time = self.backward[front - 1] + nanoseconds(mode.decode_time)
+            yield peak, following, time, [["backward", front - 1]]
         for i in range(min(front, length)):
             if i == 0 or at_hand[i] % 2:
                 yield from self.runs(i, moved, state)
@@ -149,11 +172,10 @@ class Search:
                 yield self.held(following), following, time, [["load", i]]
 
     def runs(self, i: int, moved: tuple[int, ...], state: State) -> Iterator[PeakedStep]:
-        """Yield the three ways to run stage i, whose input is at hand."""
+        """Yield the ways to run stage i, whose input is at hand."""
         at_hand, saved, front = state
         stage = self.stages[i]
         source = replaced(moved, i, at_hand[i]) if i else moved  # x_i is there until the run is over
-        saving = saved | 1 << i
         output = DENSE if i + 1 == self.length else moved[i + 1] | DENSE
         arrived = replaced(moved, i + 1, output)
         both = replaced(source, i + 1, output)
@@ -161,10 +183,15 @@ class Search:
         if arrived != moved:
             peak = self.held((both, saved, front)) + stage.forward_extra
             yield peak, (arrived, saved, front), nanoseconds(stage.forward), [["forward", i], *keep]
-        if saving == saved:
+        if saved[i]:
             return
-        peak = self.held((both, saving, front)) + stage.save_extra
-        yield peak, (arrived, saving, front), nanoseconds(stage.forward), [["save", i], *keep]
+        for code, name in {DENSE: "dense", **self.modes}.items():
+            mode, saving = self.mode(i, code), replaced(saved, i, code)
+            peak = self.held((both, saving, front)) + mode.save_extra
+            following = (arrived, saving, front)
+            time = self.forward[i] + nanoseconds(mode.encode_time) + self.making(state, following)
+            yield peak, following, time, [["save", i, name], *keep]
+        saving = replaced(saved, i, DENSE)
         peak = self.held((source, saving, front)) + stage.rebuild_extra
         yield peak, (moved, saving, front), nanoseconds(stage.rebuild), [["rebuild", i]]
 
@@ -178,7 +205,8 @@ class Search:
             code = COPIES + 2 * f + 1
             if at_hand[i] != code:
                 following = (replaced(moved, i, code), saved, front)
-                time = nanoseconds(self.costs[f].store_time[i])
+                dropped = (replaced(moved, i, DENSE), saved, front)
+                time = self.making(dropped, following)
                 yield self.held(following), following, time, [*release, ["store", i, name]]
 
     def with_one_less(self, state: State) -> Iterator[State]:
@@ -193,9 +221,17 @@ class Search:
     def discard_useless(self, state: State) -> State:
         """Return the state without what leads neither to an unsaved stage nor to the loss."""
         at_hand, saved, front = state
-        needed = max((k for k in range(front) if not saved >> k & 1), default=-1)
-        kept = (code if j <= needed or j == self.length else ABSENT for j, code in enumerate(at_hand))
-        return tuple(kept), saved, front
+        needed = max((k for k in range(front) if not (*saved, ABSENT)[k]), default=-1)
+        kept = tuple(
+            code if j <= needed or j == self.length or (j == needed + 1 and self.form(code) in self.modes) else ABSENT
+            for j, code in enumerate(at_hand)
+        )
+        return kept, saved, front
+
+    @staticmethod
+    def form(code: int) -> int:
+        """Return the code of the format that an activation is stored in, ABSENT for none."""
+        return COPIES + (code - COPIES) // 2 if code >= COPIES else ABSENT
 
 
 def replaced(codes: tuple[int, ...], index: int, code: int) -> tuple[int, ...]:

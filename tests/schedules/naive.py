@@ -14,7 +14,8 @@ from revolve.schedules import Chain
 
 Q, P = "x_s is only the cursor", "x_s is held by somebody else"
 E, H = "x_s is stored in a format, and the cursor", "x_s is stored in a format"
-Table = tuple[str, str]  # how x_s is held, and the format for E and H
+G = "x_s is the cursor; stage s-1, saved in a format, holds it in that"
+Table = tuple[str, str]  # how x_s is held, and the format for E, H and G
 Parts = list[tuple[Table, int, int, int]]  # cells, each with its free bytes
 Candidate = tuple[int, int, Parts]  # nanoseconds, least free bytes, cells
 
@@ -47,24 +48,36 @@ class Recurrence:
         self.stored = {name: chain.formats[name].stored_bytes for name in formats}
         self.store_time = {name: [nanoseconds(time) for time in chain.formats[name].store_time] for name in formats}
         self.load_time = {name: [nanoseconds(time) for time in chain.formats[name].load_time] for name in formats}
+        self.modes = [name for name in formats if chain.formats[name].saves]
+        self.chain = chain
 
     def candidates(self, table: Table, s: int, t: int, free: int) -> Iterator[Candidate]:
         """Yield every way to do a cell."""
         held, name = table
-        if held in (Q, P):
+        if held in (Q, P, G):
             yield self.loss(held) if s == self.length else self.save(held, s, t, free)
-        if held in (Q, P) and s == t < self.length:
+            if s < self.length:
+                yield from (self.save_encoded(table, mode, s, t, free) for mode in self.modes)
+        if held in (Q, P, G) and s == t < self.length:
             yield self.leaf(held, s)
         if held == H:
-            floor = self.gradient[t + 1] + self.stored[name][s] + self.x[s]
-            yield self.load_time[name][s], floor, [((Q, ""), s, t, free)]
-            yield self.load_time[name][s], floor, [((E, name), s, t, free)]
+            yield from self.load(name, s, t, free)
         else:
-            yield from (self.advance(table, s, k, t, free) for k in range(s + 1, t + 1))
+            ways = ("dense", *self.formats) if held == G else (name or "dense",)
+            yield from (self.advance(table, way, s, k, t, free) for way in ways for k in range(s + 1, t + 1))
         if held == Q and s < t:
             for name in self.formats:
                 floor = self.gradient[t + 1] + self.x[s] + self.stored[name][s]
                 yield self.store_time[name][s], floor, [((E, name), s, t, free)]
+
+    def load(self, name: str, s: int, t: int, free: int) -> Iterator[Candidate]:
+        """Load x_s; drop its form, or keep it, or leave it to the saved stage s."""
+        floor, time = self.gradient[t + 1] + self.stored[name][s] + self.x[s], self.load_time[name][s]
+        yield time, floor, [((Q, ""), s, t, free)]
+        yield time, floor, [((E, name), s, t, free)]
+        if name in self.modes and s < self.length and self.stages[s].saves_input and self.chain.encoded(name, s):
+            saving, save_floor, parts = self.save_encoded((H, name), name, s, t, free)
+            yield time + saving, max(floor, save_floor), parts
 
     def loss(self, held: str) -> Candidate:
         """Turn around, with x_L at hand."""
@@ -74,7 +87,7 @@ class Recurrence:
     def leaf(self, held: str, s: int) -> Candidate:
         """Rebuild stage s and reverse it."""
         stage = self.stages[s]
-        cursor = self.x[s] if held == Q else 0
+        cursor = 0 if held == P else self.x[s]
         kept = stage.saved_bytes + (self.output(s, s) if stage.saves_output else 0)
         rebuild = cursor + kept + stage.rebuild_extra
         backward = (cursor if stage.saves_input else 0) + kept + stage.backward_extra
@@ -84,7 +97,7 @@ class Recurrence:
     def save(self, held: str, s: int, t: int, free: int) -> Candidate:
         """Save stage s, reverse s+1..t, reverse stage s."""
         stage = self.stages[s]
-        cursor, output = self.x[s] if held == Q else 0, self.output(s, t)
+        cursor, output = 0 if held == P else self.x[s], self.output(s, t)
         kept = stage.saved_bytes + (cursor if stage.saves_input else 0) + (output if stage.saves_output else 0)
         peak = self.gradient[t + 1] + cursor + output + stage.saved_bytes + stage.save_extra
         # By its backward the loss is over and the caller holds x_L: what ``kept`` has of it is in ``left``.
@@ -94,16 +107,43 @@ class Recurrence:
         time = nanoseconds(stage.forward) + nanoseconds(stage.backward)
         return time, max(peak, backward), [following] if s < t else []
 
-    def advance(self, table: Table, s: int, k: int, t: int, free: int) -> Candidate:
-        """Keep x_s, run s..k-1 without saving, reverse k..t, then s..k-1."""
+    def save_encoded(self, table: Table, mode: str, s: int, t: int, free: int) -> Candidate:
+        """Save stage s in a format, reverse s+1..t, reverse stage s."""
+        stage, costs = self.stages[s], self.chain.save_mode(mode, s)
+        cursor, output = 0 if table[0] == P else self.x[s], self.output(s, t)
+        time = sum(map(nanoseconds, (stage.forward, costs.encode_time, stage.backward, costs.decode_time)))
+        kept, following = costs.saved_bytes, (Q, "")  # what the stage keeps, the cursor's x_s and x_{s+1} apart
+        dense_input = dense_output = 0
+        if stage.saves_input and not self.chain.encoded(mode, s):
+            dense_input = cursor
+        elif stage.saves_input and table != (G, mode):
+            kept += self.stored[mode][s]
+            time += 0 if table == (H, mode) else self.store_time[mode][s]
+        if stage.saves_output and not self.chain.encoded(mode, s + 1):
+            dense_output, following = output, (P, "")
+        elif stage.saves_output:
+            kept += self.stored[mode][s + 1]
+            time += self.store_time[mode][s + 1]
+            following = (G, mode)
+        peak = self.gradient[t + 1] + cursor + output + kept + costs.save_extra
+        backward = self.left(s + 1, t) + kept + dense_input + self.gradient[s + 1] + costs.backward_extra
+        backward += dense_output if s + 1 < self.length else 0
+        parts = [(following, s + 1, t, free - kept - dense_input - dense_output)]
+        return time, max(peak, backward), parts if s < t else []
+
+    def advance(self, table: Table, way: str, s: int, k: int, t: int, free: int) -> Candidate:
+        """Keep x_s in a format, run s..k-1 without saving, reverse k..t, then s..k-1."""
         held, name = table
-        kept = self.stored[name][s] if held == E else self.x[s] if held == Q else 0
+        kept = 0 if held == P or table == (G, way) else self.x[s] if way == "dense" else self.stored[way][s]
         peaks = []
         for i in range(s, k):
-            cursor = self.x[i] if i > s or held == E else 0
+            cursor = self.x[i] if i > s or way != "dense" else 0
             peaks.append(self.gradient[t + 1] + kept + cursor + self.x[i + 1] + self.stages[i].forward_extra)
-        again = (H, name) if held == E else table
         time = sum(nanoseconds(stage.forward) for stage in self.stages[s:k])
+        again = (H, name) if held == E else table
+        if held == G and way != "dense":  # stored for these stages alone
+            peaks.append(self.left(k, t) + self.gradient[k] + self.x[s] + kept)
+            time += self.load_time[way][s] + (0 if way == name else self.store_time[way][s])
         return time, max(peaks), [((Q, ""), k, t, free - kept), (again, s, k - 1, free - self.left(k, t))]
 
     def output(self, s: int, t: int) -> int:

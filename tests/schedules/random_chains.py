@@ -24,10 +24,11 @@ def random_chain(
     ``formats`` is their number; None draws zero or one. With ``modes``, stages may be saved in them.
     ``consistent`` keeps the transient bytes of the three ways to run a stage in the order that real stages
     have: a rebuild is the first part of a save, and a run that saves nothing needs no more than one that
-    does.
+    does; and a backward that decodes needs no less than one that does not.
     """
     stages = [random_stage(rng, largest, consistent) for _ in range(length)]
     count = rng.randint(0, 1) if formats is None else formats
+    names = ("bitmap", "host")[:count]
     document: dict[str, Any] = {
         "format": "revolve.chain/1",
         "input_bytes": rng.randint(0, largest),
@@ -35,8 +36,11 @@ def random_chain(
         "loss_time": rng.randint(0, 2) * MILLISECONDS,
         "loss_extra": rng.randint(0, largest // 3),
         "stages": stages,
-        "formats": {name: random_costs(rng, length, largest, modes) for name in ("bitmap", "host")[:count]},
+        "formats": {name: random_costs(rng, length, largest) for name in names},
     }
+    if modes:
+        for costs in document["formats"].values():
+            costs |= random_modes(rng, stages, largest, consistent)
     return Chain.from_json(document)
 
 
@@ -63,17 +67,27 @@ def random_stage(rng: random.Random, largest: int, consistent: bool) -> dict[str
     return stage
 
 
-def random_costs(rng: random.Random, length: int, largest: int, modes: bool) -> dict[str, list[Any]]:
+def random_costs(rng: random.Random, length: int, largest: int) -> dict[str, list[Any]]:
     """Return the costs of one storage format."""
-    costs = {
+    return {
         "stored_bytes": [rng.randint(0, largest // 2) for _ in range(length + 1)],
         "store_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
         "load_time": [rng.randint(0, 3) * MILLISECONDS for _ in range(length + 1)],
     }
-    if modes:
-        costs["saved_bytes"] = [rng.randint(0, largest // 2) for _ in range(length)]
-        for key in ("encode_time", "decode_time"):
-            costs[key] = [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in range(length)]
-        for key in ("save_extra", "backward_extra"):
-            costs[key] = [rng.randint(0, largest // 2) for _ in range(length)]
-    return costs
+
+
+def random_modes(
+    rng: random.Random, stages: list[dict[str, Any]], largest: int, consistent: bool
+) -> dict[str, list[Any]]:
+    """Return what it costs to save each stage in one storage format."""
+    modes: dict[str, list[Any]] = {key: [] for key in ("saved_bytes", "save_extra", "backward_extra")}
+    for stage in stages:
+        saved, extra, backward = rng.randint(0, largest // 2), rng.randint(0, largest // 3), rng.randint(0, largest)
+        if consistent:
+            extra = max(extra, stage["forward_extra"] - saved)
+            backward = stage["backward_extra"] + backward // 4
+        for key, value in (("saved_bytes", saved), ("save_extra", extra), ("backward_extra", backward)):
+            modes[key].append(value)
+    for key in ("encode_time", "decode_time"):
+        modes[key] = [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in stages]
+    return modes

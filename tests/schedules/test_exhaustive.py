@@ -68,7 +68,8 @@ def possible(state: State) -> list:
     if cursor is not None and cursor < min(state.front, length):
         actions.append(Forward(cursor))
         if cursor not in state.saved:
-            actions += [Save(cursor), Rebuild(cursor)]
+            modes = ["dense", *(name for name, costs in state.chain.formats.items() if costs.saves)]
+            actions += [*(Save(cursor, name) for name in modes), Rebuild(cursor)]
     if cursor == length and not state.turned:
         actions.append(Loss())
     if state.turned and state.front - 1 in state.saved:
@@ -76,10 +77,12 @@ def possible(state: State) -> list:
     return actions
 
 
+@pytest.mark.parametrize("modes", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_search_finds_what_plain_enumeration_finds(seed):
+def test_search_finds_what_plain_enumeration_finds(seed, modes):
     rng = random.Random(seed)
-    chain = random_chain(rng, rng.choice((1, 2, 2, 3, 3)), consistent=seed % 2 == 0)
+    length = rng.choice((1, 2, 2, 3) if modes else (1, 2, 2, 3, 3))
+    chain = random_chain(rng, length, formats=1 + seed % 2 if modes else None, modes=modes, consistent=seed % 2 == 0)
     frontier = solve(chain, formats=tuple(chain.formats))
     low, high = frontier.smallest, int(frontier.peaks[-1])
     for budget in {low // 2, low - 1, low, rng.randint(low, high), rng.randint(low, high), high}:

@@ -15,10 +15,11 @@ from random_chains import random_chain
 from revolve.schedules import BudgetError, Chain, ChainError, InfeasibleBudget, count_forwards, simulate, solve
 
 chains = st.builds(
-    lambda seed, length, formats: random_chain(random.Random(seed), length, formats=formats),
+    lambda seed, length, formats, modes: random_chain(random.Random(seed), length, formats=formats, modes=modes),
     st.integers(0, 2**32),
     st.integers(1, 9),
     st.integers(0, 2),
+    st.booleans(),
 )
 properties = settings(max_examples=60)
 
@@ -157,6 +158,26 @@ def test_a_format_is_used_where_it_pays():
     used = [both.plan(int(peak)).formats() for peak in both.peaks]
     assert ("bitmap",) in used or ("dense", "bitmap") in used or ("bitmap", "dense") in used
     assert not any("bitmap" in dense.plan(int(peak)).formats() for peak in dense.peaks)
+
+
+def test_a_save_mode_is_used_where_it_pays():
+    # Stage 1 saves its output, stage 2 its input, which is the same: halved once, it leaves room for the loss, and
+    # without that the first three stages run again.
+    chain = Chain.uniform(4, forward=10.0, output_bytes=10, backward_extra=0)
+    stages = [replace(stage, saves_input=i == 2, saves_output=i == 1) for i, stage in enumerate(chain.stages)]
+    costs = {"stored_bytes": [5] * 5, "store_time": [1.0] * 5, "load_time": [2.0] * 5, "saved_bytes": [0] * 4}
+    costs |= {"encode_time": [0.25] * 4, "decode_time": [0.5] * 4, "save_extra": [0] * 4, "backward_extra": [0] * 4}
+    stages[3] = replace(stages[3], output_bytes=0)
+    document = replace(chain, stages=tuple(stages)).to_json() | {"loss_extra": 30}
+    chain = Chain.from_json(document | {"formats": {"bitmap": costs}})
+    dense, both = solve(chain), solve(chain, formats="bitmap")
+    plan = both.plan(overhead="10%")
+    assert [a.to_json() for a in plan.actions if a.kind == "save"] == [
+        ["save", 0], ["save", 1, "bitmap"], ["save", 2, "bitmap"], ["save", 3],
+    ]  # fmt: skip
+    assert plan.makespan == chain.plain_makespan + 1.0 + 2 * (0.25 + 0.5)
+    assert (plan.peak, dense.plain) == (30 + 5, 30 + 10)
+    assert dense.plan(plan.peak).makespan == chain.plain_makespan + 3 * 10.0
 
 
 @pytest.mark.parametrize("length", range(1, 13))

@@ -37,13 +37,14 @@ def assert_twins_agree(chain: Chain, formats: tuple[str, ...], shares: list[floa
     length=st.integers(1, 8),
     largest=st.sampled_from([3, 20, 1000]),
     formats=st.integers(0, 2),
+    modes=st.booleans(),
     consistent=st.booleans(),
     transient=st.sampled_from([1, 4]),
     shares=st.lists(st.floats(0, 1), min_size=2, max_size=2),
 )
-def test_solver_equals_the_plain_recursion(seed, length, largest, formats, consistent, transient, shares):
+def test_solver_equals_the_plain_recursion(seed, length, largest, formats, modes, consistent, transient, shares):
     rng = random.Random(seed)
-    chain = random_chain(rng, length, largest=largest, formats=formats, consistent=consistent)
+    chain = random_chain(rng, length, largest=largest, formats=formats, modes=modes, consistent=consistent)
     # Runs that save nothing decide a peak only where their transient bytes are large.
     stages = (replace(stage, forward_extra=transient * stage.forward_extra) for stage in chain.stages)
     chain = replace(chain, stages=tuple(stages))
@@ -52,7 +53,18 @@ def test_solver_equals_the_plain_recursion(seed, length, largest, formats, consi
         assert_twins_agree(chain, tuple(chain.formats), shares)
 
 
-@pytest.mark.parametrize(("length", "formats"), [(9, 1), (12, 0)])
-def test_solver_equals_the_plain_recursion_on_longer_chains(length, formats):
-    chain = random_chain(random.Random(length), length, largest=1000, formats=formats)
+@pytest.mark.parametrize(("length", "formats", "modes"), [(9, 1, False), (12, 0, False), (8, 2, True), (9, 1, True)])
+def test_solver_equals_the_plain_recursion_on_longer_chains(length, formats, modes):
+    chain = random_chain(random.Random(length), length, largest=1000, formats=formats, modes=modes)
     assert_twins_agree(chain, tuple(chain.formats), [0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_formats_that_save_stages_beside_one_that_does_not(seed):
+    # In either order: the solver sorts them.
+    chain = random_chain(random.Random(seed), 6, formats=2, modes=True)
+    costs = chain.formats["bitmap"]
+    plain = replace(costs, saved_bytes=(), encode_time=(), decode_time=(), save_extra=(), backward_extra=())
+    chain = replace(chain, formats={**chain.formats, "bitmap": plain})
+    for formats in (("bitmap", "host"), ("host", "bitmap")):
+        assert_twins_agree(chain, formats, [0.2, 0.6])

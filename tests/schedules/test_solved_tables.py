@@ -22,6 +22,7 @@ from revolve.schedules import (
 )
 from revolve.schedules import frontier as frontier_module
 from revolve.schedules import tables as tables_module
+from revolve.schedules.costs import SaveMode
 
 seeds = st.integers(0, 2**32)
 properties = settings(max_examples=40, deadline=None)
@@ -32,13 +33,13 @@ def large_chain(length: int, seed: int = 0) -> Chain:
     return random_chain(random.Random(seed), length, largest=10**7, formats=0)
 
 
-def with_repeats(seed: int, formats: int) -> Chain:
+def with_repeats(seed: int, formats: int, modes: bool) -> Chain:
     """Return a chain of few kinds of stages in a random order, with runs of equal ones.
 
     In half of them all activations have the same size, so that equal windows may follow different stages.
     """
     rng = random.Random(seed)
-    chain = random_chain(rng, 3, formats=formats)
+    chain = random_chain(rng, 3, formats=formats, modes=modes)
     picks = [index for index in rng.choices(range(3), k=4) for _ in range(rng.randint(1, 3))]
     document = chain.to_json()
     if rng.random() < 0.5:
@@ -47,7 +48,8 @@ def with_repeats(seed: int, formats: int) -> Chain:
     document["stages"] = [document["stages"][index] for index in picks]
     for costs in document["formats"].values():
         for key, values in costs.items():
-            costs[key] = [values[0], *(values[index] for index in picks)]
+            first = [] if key in SaveMode._fields else values[:1]
+            costs[key] = [*first, *(values[index] for index in picks)]
     return Chain.from_json(document)
 
 
@@ -69,9 +71,9 @@ class Distinct(tables_module.EqualWindows):
 
 
 @properties
-@given(seeds, st.integers(0, 1))
-def test_equal_windows_are_solved_once_with_the_same_result(seed, formats):
-    chain = with_repeats(seed, formats)
+@given(seeds, st.integers(0, 1), st.booleans())
+def test_equal_windows_are_solved_once_with_the_same_result(seed, formats, modes):
+    chain = with_repeats(seed, formats, modes)
     found = steps_of_all_cells(chain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables_module, "EqualWindows", Distinct)
@@ -86,9 +88,9 @@ def test_equal_stages_cost_little_memory():
 
 
 @properties
-@given(seeds, st.integers(3, 12), st.sampled_from([0.0, 0.02]))
-def test_threads_change_nothing(seed, length, tolerance):
-    chain = random_chain(random.Random(seed), length, largest=1000)
+@given(seeds, st.integers(3, 12), st.sampled_from([0.0, 0.02]), st.booleans())
+def test_threads_change_nothing(seed, length, tolerance, modes):
+    chain = random_chain(random.Random(seed), length, largest=1000, modes=modes)
     alone = solve(chain, formats=tuple(chain.formats), tolerance=tolerance)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables_module, "STEPS_THAT_PAY", 0)
@@ -101,9 +103,9 @@ def test_threads_change_nothing(seed, length, tolerance):
 
 
 @properties
-@given(seeds, st.integers(4, 16), st.sampled_from([0.001, 0.01, 0.05, 0.5]))
-def test_a_tolerance_encloses_the_optimum(seed, length, tolerance):
-    chain = random_chain(random.Random(seed), length, largest=10**6)
+@given(seeds, st.integers(4, 16), st.sampled_from([0.001, 0.01, 0.05, 0.5]), st.booleans())
+def test_a_tolerance_encloses_the_optimum(seed, length, tolerance, modes):
+    chain = random_chain(random.Random(seed), length, largest=10**6, modes=modes)
     formats = tuple(chain.formats)
     exact, rough = solve(chain, formats), solve(chain, formats, tolerance)
     assert (exact.least_makespans == exact.makespans).all()

@@ -4,25 +4,37 @@ A cell (table, s, t) is the least time to reverse stages t..s as a function of t
 given the gradient of x_{t+1}, whose size D is counted in m; t = L includes the loss. Tables differ in
 how x_s is held on entry:
 
-    0        Q    only as the cursor: counted in m, gone when the cursor moves unless stored
-    1        P    by somebody else (the caller for s = 0, a saved stage s-1 that saves its output)
-    2 + 2f   E_f  in format f (counted in m) and as the cursor; stage s is run again later
-    3 + 2f   H_f  in format f (counted in m); it has to be loaded first
+    0            Q    only as the cursor: counted in m, gone when the cursor moves unless stored
+    1            P    by somebody else (the caller for s = 0, a saved stage s-1 that saves its output)
+    2 + 2f       E_f  in format f (counted in m) and as the cursor; stage s is run again later
+    3 + 2f       H_f  in format f (counted in m); it has to be loaded first
+    2 + 2F + f   G_f  as the cursor (counted in m) and, in format f, by stage s-1, saved in it (not counted)
 
-Each candidate of a cell is
+F is the number of formats; the first M of them can save stages. Each candidate of a cell is
 
     time + A(m - shift_a) + B(m - shift_b)   for m >= floor
 
 with cells A and B or without (table -1). With F(s,k) the forward time of s..k-1, G(k,t) what the
-reversal of t..k leaves allocated, x, r, b, sv as in the cost model:
+reversal of t..k leaves allocated, x, r, b, sv, st as in the cost model:
 
     Q(s,t) = min( leaf: r_t + b_t, or f_t + b_t where saving takes less   s = t
                   save: f_s + b_s + [P or Q](s+1,t)                     s < t, P if saves_output
+                  min_f save_f
                   min_k F(s,k) + Q(k,t,m - x_s) + Q(s,k-1,m - G(k,t))   x_s stored dense on the way
                   min_f store_f + E_f(s,t) )
-    P(s,t) = min( leaf, save, min_k F(s,k) + Q(k,t,m) + P(s,k-1,m - G(k,t)) )
+    P(s,t) = min( leaf, save, min_f save_f, min_k F(s,k) + Q(k,t,m) + P(s,k-1,m - G(k,t)) )
     E_f    = min_k F(s,k) + Q(k,t,m - st_f) + H_f(s,k-1,m - G(k,t))
-    H_f    = load_f + min(Q, E_f)
+    H_f    = load_f + min(Q, E_f, save_f)
+    G_f    = min( leaf, save, min_g save_g,
+                  min_k F(s,k) + Q(k,t,m - x_s) + G_f(s,k-1,m - G(k,t))
+                  min_k F(s,k) + Q(k,t,m) + load_f + G_f(s,k-1,m - G(k,t))
+                  min_gk store_g + F(s,k) + Q(k,t,m - st_g) + load_g + G_f(s,k-1,m - G(k,t)) )
+    save_f = f_s + encode_f + b_s + decode_f + [P, G_f or Q](s+1,t)     nothing follows where s = t
+
+save_f keeps sv_f, and of x_s and x_{s+1}, as the flags say, the form where it is ``encoded``, else the
+dense tensor. Making a form takes store_f; that of x_s is there already in G_f, and in H_f, where the
+saved stage takes it over. What follows is G_f where x_{s+1} was encoded, P where it was kept dense.
+Stage s-1 holds the form of G_f until its backward, so that storing x_s in f is free and frees nothing.
 
 The third line of Q stores x_s for the sub-reversal of k..t only; Q(s,k-1) is free to store it again or
 to let it go, which costs no time, so keeping x_s alive needs no table of its own.
@@ -48,14 +60,83 @@ Q, P, E, H = 0, 1, 2, 3
 
 
 @njit(cache=True, inline="never")
-def count_candidates(table, s, t, formats):
+def count_candidates(table, s, t, formats, modes):
     """Return how many candidates the cell has, valid or not."""
     advances = max(t - s, 0)
     if table == Q:
-        return 2 + advances + formats
+        return 2 + modes + advances + formats
     if table == P:
-        return 2 + advances
-    return 2 if table % 2 else advances
+        return 2 + modes + advances
+    if table >= E + 2 * formats:
+        return 2 + modes + (1 + formats) * advances
+    if table % 2:
+        return 3 if (table - H) // 2 < modes else 2
+    return advances
+
+
+@njit(cache=True, inline="never")
+def saved_in(table, index, formats, modes):
+    """Return the format that a candidate saves stage s in, -1 for dense, -2 if it does not save it."""
+    if table <= P or table >= E + 2 * formats:
+        return index - 2 if 1 <= index < 2 + modes else -2
+    return (table - H) // 2 if index == 2 and table % 2 else -2
+
+
+@njit(cache=True, inline="never")
+def stored_in(table, s, t, index, formats, modes):
+    """Return the format that an advance stores x_s in, -1 for dense."""
+    if table >= E + 2 * formats:
+        return (index - 2 - modes) // (t - s) - 1
+    return -1 if table <= P else (table - E) // 2
+
+
+@njit(cache=True, inline="never")
+def save_encoded(table, s, t, f, sizes, times, flags, formats_bytes, formats_times):
+    """Return the candidate that saves stage s in format f; parameters and result as ``candidate``'s."""
+    length, formats = sizes.shape[1] - 1, formats_bytes.shape[0]
+    x = sizes[0]
+    loaded, beside = E <= table < E + 2 * formats, table == E + 2 * formats + f
+    encodes_input, encodes_output = flags[0, s] and flags[2 + f, s], flags[1, s] and flags[2 + f, min(s + 1, length)]
+    if s > t or s == length or (loaded and not encodes_input):
+        return (False, 0, 0, -1, 0, 0, 0, -1, 0, 0, 0)
+    cursor = 0 if table == P else x[s]
+    output = 0 if s + 1 == length > t else x[s + 1]
+    new = formats_bytes[f, 1, s] + (formats_bytes[f, 0, s + 1] if encodes_output else 0)
+    new += formats_bytes[f, 0, s] if encodes_input and not beside else 0
+    kept = new + (cursor if flags[0, s] and not encodes_input else 0)
+    retains = flags[1, s] and not encodes_output  # x_{s+1} stays dense; x_L is in ``left`` by the backward
+    left = sizes[7, min(t + 1, length)] - sizes[7, s + 1] + (x[length] if t == length else 0)
+    floor = max(
+        (sizes[1, t + 1] if t < length else 0) + cursor + output + new + formats_bytes[f, 2, s],
+        left + kept + (output if retains and s + 1 < length else 0) + sizes[1, s + 1] + formats_bytes[f, 3, s],
+    )
+    time = times[1, s] + times[3, s] + formats_times[f, 2, s] + formats_times[f, 3, s]
+    time += formats_times[f, 0, s] if encodes_input and not (loaded or beside) else 0
+    time += formats_times[f, 0, s + 1] if encodes_output else 0
+    time += formats_times[f, 1, s] if loaded else 0
+    if s == t:
+        return (True, time, floor, -1, 0, 0, 0, -1, 0, 0, 0)
+    following = E + 2 * formats + f if encodes_output else (P if retains else Q)
+    return (True, time, floor, following, s + 1, t, kept + (output if retains else 0), -1, 0, 0, 0)
+
+
+@njit(cache=True, inline="never")
+def advance_beside(table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times):
+    """Return a candidate of G that stores x_s; parameters and result as ``candidate``'s."""
+    length, formats = sizes.shape[1] - 1, formats_bytes.shape[0]
+    x = sizes[0]
+    f = stored_in(table, s, t, index, formats, flags.shape[0] - 2)
+    k = s + 1 + (index - flags.shape[0]) % (t - s)
+    left = sizes[7, min(t + 1, length)] - sizes[7, k] + (x[length] if t == length else 0)
+    beside = table == E + 2 * formats + f
+    held = x[s] if f < 0 else 0 if beside else formats_bytes[f, 0, s]
+    floor = held + (sizes[1, t + 1] if t < length else 0)
+    floor += max((x[s] if f >= 0 else 0) + x[s + 1] + sizes[3, s], inner[s, k])
+    time = times[0, k] - times[0, s]
+    if f >= 0:
+        floor = max(floor, left + sizes[1, k] + x[s] + held)  # loading it
+        time += formats_times[f, 1, s] + (0 if beside else formats_times[f, 0, s])
+    return (True, time, floor, Q, k, t, held, table, s, k - 1, left)
 
 
 @njit(cache=True, inline="never")
@@ -73,25 +154,36 @@ def candidate(table, s, t, index, sizes, times, flags, inner, formats_bytes, for
         int64 (4, L + 1), nanoseconds: prefix sums of forward, forward, rebuild, backward; [2, L] is
         the loss.
     flags
-        bool (2, L + 1): saves_input, saves_output.
+        bool (2 + M, L + 1): saves_input, saves_output, and for each format that can save stages whether x_j
+        is encoded in it.
     inner
         int64 (L + 1, L + 1): [s, k] is the largest x_i + x_{i+1} + forward_extra_i for s < i < k.
-    formats_bytes, formats_times
-        int64 (F, L + 1) and (F, 2, L + 1): stored bytes; store and load nanoseconds.
+    formats_bytes
+        int64 (F, 4, L + 1): stored bytes of x_j; saved bytes, save and backward extra of stage j.
+    formats_times
+        int64 (F, 4, L + 1), nanoseconds: store and load of x_j; encode and decode of stage j.
     """
     length = sizes.shape[1] - 1
+    formats, modes = formats_bytes.shape[0], flags.shape[0] - 2
     x = sizes[0]
     gradient = sizes[1, t + 1] if t < length else 0
     none = (False, 0, 0, -1, 0, 0, 0, -1, 0, 0, 0)
-    format_ = (table - 2) // 2
-    if table >= 2 and table % 2:  # H: load, then drop the stored form or keep it
+    if modes:
+        f = saved_in(table, index, formats, modes)
+        if f >= 0:
+            return save_encoded(table, s, t, f, sizes, times, flags, formats_bytes, formats_times)
+    beside = table >= E + 2 * formats
+    if beside and index >= 2 + modes:
+        return advance_beside(table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times)
+    format_ = (table - E) // 2
+    if table >= E and table % 2 and not beside:  # H: load, then drop the stored form or keep it
         if index == 1 and s == t:
             return none
         target = Q if index == 0 else table - 1
-        floor = gradient + x[s] + formats_bytes[format_, s]
+        floor = gradient + x[s] + formats_bytes[format_, 0, s]
         return (True, formats_times[format_, 1, s], floor, target, s, t, 0, -1, 0, 0, 0)
-    cursor = x[s] if table == Q else 0
-    if table <= P:
+    cursor = 0 if table == P else x[s]
+    if table <= P or beside:
         if index == 0:
             if s != t:
                 return none
@@ -121,18 +213,18 @@ def candidate(table, s, t, index, sizes, times, flags, inner, formats_bytes, for
             )
             following = P if flags[1, s] else Q
             return (True, times[1, s] + times[3, s], floor, following, s + 1, t, shift, -1, 0, 0, 0)
-        index -= 2
+        index -= 2 + modes
         if index >= t - s:  # Q: store x_s in a format
             format_ = index - max(t - s, 0)
             if s >= t:
                 return none
-            floor = gradient + cursor + formats_bytes[format_, s]
-            return (True, formats_times[format_, 0, s], floor, 2 + 2 * format_, s, t, 0, -1, 0, 0, 0)
+            floor = gradient + cursor + formats_bytes[format_, 0, s]
+            return (True, formats_times[format_, 0, s], floor, E + 2 * format_, s, t, 0, -1, 0, 0, 0)
     k = s + 1 + index
     held, extra = cursor, 0
     again = table
-    if table >= 2:
-        held, extra, again = formats_bytes[format_, s], x[s], table + 1
+    if table >= E:
+        held, extra, again = formats_bytes[format_, 0, s], x[s], table + 1
     left = sizes[7, min(t + 1, length)] - sizes[7, k] + (x[length] if t == length else 0)
     floor = gradient + held + max(extra + x[s + 1] + sizes[3, s], inner[s, k])
     return (True, times[0, k] - times[0, s], floor, Q, k, t, held, again, s, k - 1, left)
@@ -283,7 +375,7 @@ def fill_cells(
     cells are set, ``first`` as a position in the arrays returned: bytes, least, times. ``allowed`` below 0
     means no tolerance; then the last two are one array, as must be those of the pool.
     """
-    formats = formats_bytes.shape[0]
+    formats, modes = formats_bytes.shape[0], flags.shape[0] - 2
     exact = allowed < 0
     room, used = 1024, 0
     own_bytes, own_least = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -295,18 +387,22 @@ def fill_cells(
     out_times = out_least if exact else np.empty(space, np.int64)
     for s in starts:
         t = s + width
-        for step in range(2 + 2 * formats):
+        for step in range(2 + 2 * formats + modes):
             # E before Q before H: each reads the ones before it at the same (s, t).
             if step < formats:
                 table = E + 2 * step
             elif step < formats + 2:
                 table = Q if step == formats else P
-            else:
+            elif step < 2 + 2 * formats:
                 table = H + 2 * (step - formats - 2)
+            else:
+                table = step
             if (table == P and s > 0 and not flags[1, s - 1]) or (table != P and s == 0):
                 continue
+            if table >= E + 2 * formats and not (flags[1, s - 1] and flags[table - 2 * formats, s]):
+                continue
             n = np.int64(0)  # not a literal, for which Numba would compile every callee once more
-            for index in range(count_candidates(table, s, t, formats)):
+            for index in range(count_candidates(table, s, t, formats, modes)):
                 valid, time, begin, at, a_s, a_t, a_shift, bt, b_s, b_t, b_shift = candidate(
                     table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times
                 )
@@ -372,7 +468,8 @@ def choose(
 ):
     """Return the index of the best candidate of a cell with ``free`` bytes, -1 where infeasible."""
     best, best_time = -1, INFINITE
-    for index in range(count_candidates(table, s, t, formats_bytes.shape[0])):
+    formats, modes = formats_bytes.shape[0], flags.shape[0] - 2
+    for index in range(count_candidates(table, s, t, formats, modes)):
         valid, time, floor, at, a_s, a_t, a_shift, bt, b_s, b_t, b_shift = candidate(
             table, s, t, index, sizes, times, flags, inner, formats_bytes, formats_times
         )
