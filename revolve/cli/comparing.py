@@ -30,7 +30,7 @@ def show_frontier(
     as_json: parameters.Json = False,
 ) -> None:
     """Show what every budget costs: the least peak, the knee, plain training, and points between them."""
-    origin = Source(source, shape, dtype, seed, save_chain)
+    origin = Source(source, shape, dtype, seed, save_chain, formats)
     origin.check()
     check_curve(out)
     share = read_tolerance(tolerance)
@@ -60,7 +60,7 @@ def compare_strategies(
     as_json: parameters.Json = False,
 ) -> None:
     """Plan within one budget by every strategy: torch's split, Chen's, Revolve, ..., and the optimum."""
-    origin, goal = Source(source, shape, dtype, seed, save_chain), Goal(budget, fraction, overhead)
+    origin, goal = Source(source, shape, dtype, seed, save_chain, formats), Goal(budget, fraction, overhead)
     if not goal.given:
         raise CommandError("strategies are compared at one budget; give --budget, --fraction or --overhead")
     goal.check(device=origin.is_model)

@@ -75,7 +75,9 @@ Overhead = Annotated[
 ]
 Formats = Annotated[
     list[str] | None,
-    typer.Option("--format", metavar="NAME", help="Storage format that checkpoints may use; repeatable."),
+    typer.Option(
+        "--format", metavar="NAME", help="Storage format for checkpoints and saved tensors, such as bitmap; repeatable."
+    ),
 ]
 Tolerance = Annotated[
     str,

@@ -26,6 +26,8 @@ class Source:
         How to make a model's batch.
     save_chain
         Where to write a measured chain.
+    formats
+        Storage formats to measure a model with.
     """
 
     spec: str
@@ -33,6 +35,7 @@ class Source:
     dtype: str
     seed: int
     save_chain: Path | None
+    formats: list[str] | None
 
     @property
     def is_model(self) -> bool:
@@ -65,4 +68,4 @@ class Source:
         if not self.is_model:
             return Chain.load(self.spec), None
         subject = prepare(self.spec, self.shape, self.dtype, self.seed)
-        return measure_chain(subject, self.save_chain), subject
+        return measure_chain(subject, self.save_chain, self.formats), subject

@@ -14,10 +14,11 @@ import torch
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
 from .allocations import Phase, Tracer
+from .encoding import saves_late
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
 from .isolation import gradients_present
-from .saving import Holder, Packer, StopRebuild, hooked
+from .saving import Holder, Keep, Kept, Packer, StopRebuild, hooked
 from .stages import StageModule
 from .state import StageState
 
@@ -55,8 +56,10 @@ class Bench:
         before = random.read()
         present = set(map(id, attributes_of(stage)))
         first = StageState(stage, None)
-        with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=False)):
-            stage(cut(value))
+        with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=None)):
+            leaf = cut(value)
+            self.late = saves_late(stage(leaf), leaf)
+        del leaf
         self.changing = first.finish()
         drawn = zip(random.sources, before, random.read(), strict=True)
         self.random = tuple((source, old) for source, old, new in drawn if old != new)
@@ -73,8 +76,8 @@ class Bench:
         for source, state in self.random:
             source.write(state)
 
-    def run(self, leaf: Any, *, keep: bool) -> tuple[Any, Packer]:
-        """Run as ``forward`` or ``save`` on a cut input; return the output with its graph, and what was packed."""
+    def run(self, leaf: Any, *, keep: Keep | None) -> tuple[Any, Packer]:
+        """Run as ``forward`` (``keep`` None) or ``save`` on a cut input; return output with graph, and packer."""
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
             packer = Packer(self.index, self.stage.name, self.through)
@@ -85,7 +88,7 @@ class Bench:
         """Run as ``rebuild``, into the holders of an earlier run."""
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
-            pack, _ = packer.refill(state.temporary, keep=True, stop=packer.last() if self.stage.stops_early else -1)
+            pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if self.stage.stops_early else -1)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))
 
@@ -166,13 +169,13 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
     with gradients_present(bench.stage, bench.later) as parameters:
         before = {id(parameter) for parameter in parameters if parameter.grad is not None}
         tracer.mark()
-        output, _ = bench.run(cut(value), keep=False)
+        output, _ = bench.run(cut(value), keep=None)
         tracer.mark()
         following = cut(output)
         del output
         tracer.mark()
         leaf = cut(value)
-        output, packer = bench.run(leaf, keep=True)
+        output, packer = bench.run(leaf, keep=Kept)
         tracer.mark()
         saved = storage_keys([holder.kept.get() for holder in packer.live() if holder.kept is not None])
         inputs = storage_keys(value)
@@ -186,7 +189,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
         fresh = [p.grad for p in parameters if p.grad is not None and id(p) not in before]
         grad_bytes = bytes_of(fresh)
         del target, fresh, leaf
-    _graph, packer = bench.run(cut(value), keep=False)
+    _graph, packer = bench.run(cut(value), keep=None)
     tracer.mark()
     bench.rebuild(value, packer)
     tracer.mark()
@@ -253,7 +256,7 @@ def time_stage(bench: Bench, value: Any, device: torch.device) -> tuple[tuple[fl
     with gradients_present(bench.stage, bench.later) as parameters:
         leaf = cut(value)
         start = step_clock(device)
-        output, packer = bench.run(leaf, keep=True)
+        output, packer = bench.run(leaf, keep=Kept)
         forward = step_clock(device) - start
         following = cut(output)
         roots = [t for t in tensors_of(output) if t.requires_grad]
@@ -263,7 +266,7 @@ def time_stage(bench: Bench, value: Any, device: torch.device) -> tuple[tuple[fl
         reverse(roots, gradients, leaf, parameters)
         backward = step_clock(device) - start
         del roots, gradients, packer, leaf
-    _graph, packer = bench.run(cut(value), keep=False)
+    _graph, packer = bench.run(cut(value), keep=None)
     start = step_clock(device)
     bench.rebuild(value, packer)
     return (forward, step_clock(device) - start, backward), following

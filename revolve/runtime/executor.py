@@ -24,12 +24,16 @@ The rules, cited as [n] in code and tests:
 [9] Under saved-tensor hooks of somebody else (save_on_cpu, torch's checkpoint), whatever the first sweep
     keeps is kept by those hooks.
 [10] One thread at a time advances a run; a failure in between makes the schedule begin anew [5].
+[11] What the schedule names a format for is encoded at once, each storage once however many tensors and stages
+    share it, and decoded anew for each use. Before a form takes more than plan and budget have room for,
+    the step fails.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -37,16 +41,18 @@ import torch
 from torch import distributed
 
 from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
-from revolve.storage.boundary import cut, storages_of, tensors_of, versions_of
+from revolve.storage.boundary import cut, storage_keys, storages_of, tensors_of, versions_of
 from revolve.storage.dense import DenseSnapshot, Enclosing
+from revolve.storage.shared_forms import FormSnapshot
 
 from .draws import Surprise, Watch
+from .encoding import Encoder, Encoding, saves_late
 from .exceptions import BudgetWarning, RecomputeError
 from .generators import FOREIGN, TorchRandom, default_sources, devices_of
 from .modes import Modes
 from .program import Program
 from .replay import Replay
-from .saving import Holder, Kept, KeptElsewhere, Packer, StopRebuild, hooked
+from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, StopRebuild, hooked
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
@@ -75,7 +81,7 @@ class Run:
         through = {s._cdata: s for tensor in self.tensors for s in storages_of(tensor)}
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
-        self.snapshots: dict[int, DenseSnapshot] = {}
+        self.snapshots: dict[int, DenseSnapshot | FormSnapshot] = {}
         self.actions = program.rest
         self.position = 0
         self.ready = len(stages)  # the schedule stands just before the backward of this stage
@@ -89,17 +95,21 @@ class Run:
         del self.tensors
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
+        program = self.program
+        if program.codecs:
+            own = storage_keys(value)
+            self.encoding = Encoding(program.chain, program.codecs, program.slack, own, self.habits.strain)
         watch = self.watch()
         for action in self.program.sweep:
             if isinstance(action, Store):
-                self.snapshots[action.index] = DenseSnapshot(value, self.enclosing)
+                self.snapshots[action.index] = self.store(action, value, self.enclosing)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
             elif isinstance(action, (Forward, Save)):
                 may_draw = watch.drawing[action.index] is not False
                 if may_draw:
                     watch.reach(action.index)
-                value = self.first_run(action.index, value, keep=isinstance(action, Save))
+                value = self.first_run(action, value)
                 if may_draw:
                     self.states[-1].random = watch.leave(action.index)
         watch.reach(len(self.stages))
@@ -139,14 +149,29 @@ class Run:
                 "from a torch.Generator in an attribute, from torch, random or numpy.random"
             )
 
-    def first_run(self, index: int, value: Any, *, keep: bool) -> Any:
+    def store(self, action: Store, value: Any, enclosing: Enclosing | None = None) -> DenseSnapshot | FormSnapshot:
+        """Return what an activation is kept as."""
+        if action.format == "dense" or enclosing:
+            return DenseSnapshot(value, enclosing)
+        return self.encoding.store(action.index, value, action.format)
+
+    def first_run(self, action: Forward | Save, value: Any) -> Any:
         """Run a stage for the first time."""
+        index = action.index
         stage = self.stages[index]
         state = StageState(stage, self.habits.changing[index])
         self.states.append(state)
         versions = versions_of(value)
-        with hooked(self.packers[index].record(self, keep=keep, enclosing=self.enclosing)):
+        keep = self.keep(action, value, self.enclosing)
+        with hooked(self.packers[index].record(self, keep=keep)):
             output = stage(value)
+        if isinstance(keep, Encoder):
+            if state.changing is None and saves_late(output, value):
+                raise RecomputeError(
+                    f"stage {stage.name!r} saves a tensor before it is written, as F.rrelu does, so that it cannot be "
+                    "kept in another format than dense; measure and plan again"
+                )
+            keep.finish(output, self.packers[index].live())
         if versions_of(value) != versions:
             raise RecomputeError(
                 f"stage {stage.name!r} changes its input in place, so it cannot be run again [8]; "
@@ -155,7 +180,17 @@ class Run:
         self.habits.changing[index] = state.finish()
         return output
 
-    def fetch(self, holder: Holder) -> Kept | KeptElsewhere:
+    def keep(self, action: Forward | Save | Rebuild, value: Any, enclosing: Enclosing | None = None) -> Keep | None:
+        """Return what fills the holders in a run of a stage."""
+        if type(action) is Forward:
+            return None
+        if enclosing:  # [9]
+            return partial(KeptElsewhere, enclosing=enclosing)
+        if type(action) is Save and action.format != "dense":
+            return self.encoding.encoder(action.index, value, action.format)
+        return Kept
+
+    def fetch(self, holder: Holder) -> Content:
         """Return what belongs into a holder, to a backward pass."""
         with self.lock:  # [10]
             stage = holder.stage
@@ -231,7 +266,7 @@ class Run:
             elif isinstance(action, Load):
                 cursor = self.snapshots[action.index].load()
             elif isinstance(action, Store):
-                self.snapshots[action.index] = DenseSnapshot(cursor)
+                self.snapshots[action.index] = self.store(action, cursor)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
             self.position += 1
@@ -258,7 +293,7 @@ class Run:
                 stop = -1
         if state.random:
             replay.draw(state.random)
-        keep = type(action) is not Forward
+        keep = self.keep(action, value)
         if stage.units:
             with gathered_for(stage.units):
                 output = self.run_into(packer, stage, state, value, keep, stop)
@@ -267,7 +302,9 @@ class Run:
         return None if type(action) is Rebuild else cut(output)
 
     @staticmethod
-    def run_into(packer: Packer, stage: StageModule, state: StageState, value: Any, keep: bool, stop: int) -> Any:
+    def run_into(
+        packer: Packer, stage: StageModule, state: StageState, value: Any, keep: Keep | None, stop: int
+    ) -> Any:
         """Run a stage in the state of its first run, into its holders; return its output, None if stopped early."""
         with state:
             pack, check = packer.refill(state.temporary, keep=keep, stop=stop)
@@ -277,4 +314,6 @@ class Run:
             except StopRebuild:
                 return None
             check()
+            if isinstance(keep, Encoder):
+                keep.finish(output, packer.live())
             return output

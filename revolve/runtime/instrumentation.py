@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -32,6 +33,7 @@ def checkpointed(
     sample: Any = None,
     budget: int | str | None = None,
     loss: Any = None,
+    formats: Sequence[str] = ("dense",),
 ) -> Model:
     """Let a model train by a plan; outputs, gradients, buffers and random numbers stay bit-identical.
 
@@ -45,6 +47,9 @@ def checkpointed(
     sample, budget, loss
         Instead of a plan: measure with this input (and loss), and solve for this budget, in bytes or
         as a string such as ``"2GiB"`` or ``"80%"`` of what the device has free.
+    formats
+        Storage formats that the plan may keep checkpoints and saved tensors in, such as ``("dense", "bitmap")``;
+        with those that are lossy (``"bf16"``, ``"int8"``, ``"int4"``) gradients are no longer bit-identical.
 
     Returns
     -------
@@ -72,9 +77,9 @@ def checkpointed(
         if sample is None or budget is None:
             raise PlanMismatch("checkpointed(model) needs a plan, or both sample= and budget=")
         limit = parse_bytes(budget, free_bytes(model))
-        plan = solve(measure(model, sample, loss), tolerance="auto").plan(limit)
-    elif sample is not None or budget is not None or loss is not None:
-        raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample= and budget=, not both")
+        plan = solve(measure(model, sample, loss, formats=formats), formats, tolerance="auto").plan(limit)
+    elif sample is not None or budget is not None or loss is not None or formats != ("dense",):
+        raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample=, budget= and formats=, not both")
     if not isinstance(plan, Plan):
         raise PlanMismatch(f"the plan is a {type(plan).__name__}; pass a revolve.Plan (Plan.load(path) reads a file)")
     match_stages(sequential._modules, [stage.name for stage in plan.chain.stages])

@@ -16,11 +16,14 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain, Stage
+from revolve.schedules.costs import StorageCosts
 from revolve.storage.boundary import bytes_of, cut, map_tensors, storage_keys, tensors_of, versions_of
+from revolve.storage.codecs import Codec, codec_named
 
 from .allocations import trace_allocations
 from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss, try_stage
 from .exceptions import MeasurementError
+from .format_trials import measure_format
 from .generators import devices_of
 from .isolation import isolated
 from .replay import recomputing
@@ -50,7 +53,12 @@ def default_loss(output: Any) -> torch.Tensor:
 
 
 def measure(
-    model: Any, sample: Any, loss: Callable[[Any], torch.Tensor] | None = None, *, progress: Progress | None = None
+    model: Any,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    *,
+    formats: Sequence[str] = ("dense",),
+    progress: Progress | None = None,
 ) -> Chain:
     """Measure the stages of a model by running them.
 
@@ -63,6 +71,8 @@ def measure(
         The input: a tensor, or tuples, lists and dicts of tensors, on the model's device.
     loss
         Maps the output to a scalar; default half the mean square.
+    formats
+        Storage formats to try on checkpoints and saved tensors: ``"bitmap"``, ``"bf16"`` ... (docs/storage.md).
     progress
         Called with stages done, stages in all, and the name of the next one.
 
@@ -78,13 +88,15 @@ def measure(
         If the model is no nn.Sequential.
     MeasurementError
         If a stage cannot be run; the message names it.
+    CodecError
+        If there is no such format.
     """
     sequential = check_sequential(model)
     if not any(child.training for child in sequential):
         raise MeasurementError(
             "the model is in eval mode, where nothing is kept for backward; call model.train() first"
         )
-    return measure_children(sequential._modules, sample, type(model).__name__, loss, progress)
+    return measure_children(sequential._modules, sample, type(model).__name__, loss, progress, formats)
 
 
 def measure_children(
@@ -93,9 +105,11 @@ def measure_children(
     name: str,
     loss: Callable[[Any], torch.Tensor] | None = None,
     progress: Progress | None = None,
+    formats: Sequence[str] = (),
 ) -> Chain:
     """Measure a table of children that run one after the other; also in the middle of a step."""
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
+    codecs = find_codecs(formats)
     if units_of(module for stage in stages for module in stage.modules):
         raise MeasurementError(
             "the model's parameters are sharded by fully_shard, so that single stages cannot be measured (nor planned "
@@ -105,7 +119,7 @@ def measure_children(
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     with isolated(stages, sample), recomputing(), keep:
         glued = find_stages(stages, sample)
-        return measure_stages(glued, sample, loss or default_loss, progress, name)
+        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs)
 
 
 def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModule]:
@@ -178,6 +192,7 @@ def measure_stages(
     loss: Callable[[Any], torch.Tensor] | None,
     progress: Progress | None,
     name: str,
+    codecs: Sequence[Codec] = (),
 ) -> Chain:
     """Measure stages, first their sizes, then their times; to be called where they are isolated.
 
@@ -215,6 +230,7 @@ def measure_stages(
             phase = tracer.phases[-1]
             loss_time, loss_extra = time_loss(loss, value, device), extra(phase, gradient)
             reserve += max(0, phase.end - phase.start - gradient)
+        formats = {codec.name: measure_format(codec, benches, sample, device) for codec in codecs}
     if progress:
         progress(len(stages) + 1, len(stages) + 1, "")
     return Chain(
@@ -226,7 +242,8 @@ def measure_stages(
         any(t.requires_grad for t in tensors_of(sample)),
         loss_time,
         loss_extra + reserve,
-        name=name,
+        {name: complete_modes(costs, sizes[-1].fields, reserve) for name, costs in formats.items()},
+        name,
     )
 
 
@@ -272,6 +289,24 @@ def own_output(fields: dict[str, Any]) -> None:
     if fields["saves_output"]:
         for name in ("save_extra", "rebuild_extra"):
             fields[name] = fields["output_bytes"] + max(fields[name], fields["backward_extra"])
+
+
+def complete_modes(costs: StorageCosts, last: dict[str, Any], reserve: int) -> StorageCosts:
+    """Add to the peaks of a format's save modes what is added to those of dense saves."""
+    saves, backwards = list(costs.save_extra), costs.backward_extra
+    if last["saves_output"]:
+        saves[-1] = last["output_bytes"] + max(saves[-1], backwards[-1])
+    return replace(
+        costs,
+        save_extra=tuple(size + reserve for size in saves),
+        backward_extra=tuple(size + reserve for size in backwards),
+    )
+
+
+def find_codecs(formats: Sequence[str]) -> list[Codec]:
+    """Return the codecs of some formats; dense needs none."""
+    names = (formats,) if isinstance(formats, str) else formats
+    return [codec_named(name) for name in dict.fromkeys(names) if name != "dense"]
 
 
 def add_reserve(stage: Stage, reserve: int) -> Stage:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from revolve.schedules.actions import Action, Forward, Load, Loss, Rebuild, Save
+from revolve.schedules.chain import Chain
 from revolve.schedules.plans import Plan
 
+from .encoding import Codecs
 from .exceptions import PlanMismatch
 
 __all__ = ["Program"]
@@ -25,11 +27,20 @@ class Program:
         Actions after it.
     stops
         For each stage whether a rebuild ends at its last saved tensor: where that takes less time than a forward.
+    chain
+        Says what was planned for the formats.
+    slack
+        Bytes that the budget leaves above the plan's peak; None without a budget.
+    codecs
+        The formats.
     """
 
     sweep: tuple[Action, ...]
     rest: tuple[Action, ...]
     stops: tuple[bool, ...]
+    chain: Chain
+    slack: int | None
+    codecs: Codecs = field(default_factory=Codecs)
 
     @cached_property
     def whole(self) -> tuple[Action, ...]:
@@ -43,7 +54,9 @@ class Program:
         Raises
         ------
         PlanMismatch
-            If it runs stages again before the loss, or uses a storage format other than dense.
+            If it runs stages again before the loss.
+        CodecError
+            If it uses a storage format that does not exist.
         """
         turn = plan.actions.index(Loss())
         sweep = plan.actions[:turn]
@@ -53,8 +66,10 @@ class Program:
                 "the plan runs stages again before the loss, which autograd cannot execute; "
                 "use a schedule whose first sweep runs every stage once"
             )
-        foreign = [name for name in plan.formats() if name != "dense"]
-        if foreign:
-            raise PlanMismatch(f"the plan stores activations in format {foreign[0]!r}; only 'dense' can be executed")
         stops = tuple(stage.rebuild < stage.forward for stage in plan.chain.stages)
-        return cls(sweep, plan.actions[turn + 1 :], stops)
+        slack = None if plan.budget is None else plan.budget - plan.peak
+        program = cls(sweep, plan.actions[turn + 1 :], stops, plan.chain, slack)
+        for name in plan.formats():
+            if name != "dense":
+                program.codecs[name]  # made now: a format that does not exist is an error before the step
+        return program

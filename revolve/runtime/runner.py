@@ -103,6 +103,10 @@ class Runner:
             return self.given
         situation = Situation.current(stages, input)
         known = situation if situation in self.planned else self.covering(situation)
+        if known is not None and self.planned[known].habits.strained:  # as dense as the plan has room for
+            del self.planned[known]
+            self.planned[situation] = Planned(self.plan_again(input))
+            return self.planned[situation]
         if known is None:
             self.planned[situation] = self.find(input)
             while len(self.planned) > CACHE_SIZE:
@@ -135,9 +139,10 @@ class Runner:
         """
         given = self.plan
         assert given.budget is not None
-        measured = measure_children(self.children, input, given.chain.name)
+        formats = tuple(given.chain.formats)
+        measured = measure_children(self.children, input, given.chain.name, formats=formats)
         try:
-            return solve(with_loss_of(given.chain, measured), tolerance="auto").plan(given.budget)
+            return solve(with_loss_of(given.chain, measured), formats, tolerance="auto").plan(given.budget)
         except InfeasibleBudget as error:
             error.add_note(
                 f"the model was planned for an input of {given.chain.input_bytes} bytes, and called with "

@@ -14,9 +14,19 @@ from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
 
-__all__ = ["Holder", "Kept", "Packer", "StopRebuild", "hooked"]
+__all__ = ["Content", "Holder", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked"]
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
+
+
+class Content(Protocol):
+    """What a holder keeps a tensor as."""
+
+    def get(self) -> torch.Tensor:
+        """Return the tensor."""
+
+
+Keep = Callable[[torch.Tensor], Content]
 
 
 class Owner(Protocol):
@@ -30,7 +40,7 @@ class Owner(Protocol):
 
     ready: int
 
-    def fetch(self, holder: Holder) -> Kept | KeptElsewhere:
+    def fetch(self, holder: Holder) -> Content:
         """Return what belongs into a holder."""
 
 
@@ -96,7 +106,7 @@ class Holder:
     def __init__(self, owner: Owner, stage: int) -> None:
         self.owner = owner
         self.stage = stage
-        self.kept: Kept | KeptElsewhere | None = None
+        self.kept: Content | None = None
 
 
 def unpack(packed: Kept | Holder) -> torch.Tensor:
@@ -161,7 +171,7 @@ class Packer:
                 holder.kept = None
 
     def record(
-        self, owner: Owner, *, keep: bool, temporary: Container[int] = (), enclosing: Enclosing | None = None
+        self, owner: Owner, *, keep: Keep | None, temporary: Container[int] = ()
     ) -> Callable[[torch.Tensor], Any]:
         """Return the pack hook of the first run.
 
@@ -170,11 +180,9 @@ class Packer:
         owner
             Who fills the holders; the packer does not refer to it.
         keep
-            Whether holders are filled at once.
+            What the holders are filled with at once; None leaves them empty.
         temporary
             As in :meth:`refill`.
-        enclosing
-            The hooks around the model, if there are any.
         """
         stage, through, holders, signatures = self.stage, self.through, self.holders, self.signatures
 
@@ -183,8 +191,8 @@ class Packer:
             if key in through or key in temporary:
                 return Kept(tensor)
             holder = Holder(owner, stage)
-            if keep:
-                holder.kept = KeptElsewhere(tensor, enclosing) if enclosing else Kept(tensor)
+            if keep is not None:
+                holder.kept = keep(tensor)
             holders.append(weakref.ref(holder))
             signatures.append((tensor.shape, tensor.dtype, tensor.device))
             return holder
@@ -192,7 +200,7 @@ class Packer:
         return pack
 
     def refill(
-        self, temporary: Container[int], *, keep: bool, stop: int = -1
+        self, temporary: Container[int], *, keep: Keep | None, stop: int = -1
     ) -> tuple[Callable[[torch.Tensor], Any], Callable[[], None]]:
         """Return the pack hook of a later run, and the check to call after it.
 
@@ -201,7 +209,7 @@ class Packer:
         temporary
             Identities of further storages that pass through: copies of buffers.
         keep
-            Whether the run fills the holders again.
+            What the holders are filled with again; None fills none.
         stop
             Position at which to raise StopRebuild; -1 runs to the stage's end.
         """
@@ -218,10 +226,10 @@ class Packer:
             signature = (tensor.shape, tensor.dtype, tensor.device)
             if index >= len(signatures) or signature != signatures[index]:
                 raise self.unlike(index, signature)
-            if keep:
+            if keep is not None:
                 holder = holders[index]()
                 if holder is not None and holder.kept is None:
-                    holder.kept = Kept(tensor)
+                    holder.kept = keep(tensor)
             if index == stop:
                 raise StopRebuild
 

@@ -34,12 +34,19 @@ class Habits:
         For each stage whether it was seen to draw random numbers, None before it is known.
     warned
         Whether it was said that a backward pass left the plan.
+    strained
+        Whether tensors were nearly as dense as the plan has room for, or denser.
     """
 
     def __init__(self, length: int) -> None:
         self.changing: list[frozenset[Place] | None] = [None] * length
         self.drawing: list[bool | None] = [None] * length
         self.warned = False
+        self.strained = False
+
+    def strain(self) -> None:
+        """Take note that tensors came close to what was planned for their forms."""
+        self.strained = True
 
 
 class StageState:

@@ -20,7 +20,7 @@ COMPRESSED = {
 }
 
 
-def map_tensors(function: Callable[[Any], Any], value: Any, kind: type = torch.Tensor) -> Any:
+def map_tensors(function: Callable[[Any], Any], value: Any, kind: type | tuple[type, ...] = torch.Tensor) -> Any:
     """Return a boundary with every tensor, or leaf of another kind, replaced; other values are kept as they are."""
     if isinstance(value, kind):
         return function(value)

@@ -12,13 +12,19 @@ from revolve.schedules.simulator import State
 class Writer:
     """Appends actions to a schedule, each judged when it is written."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, random: Random) -> None:
         self.state = State(chain)
+        self.random = random
+        self.formats = ["dense", *chain.formats]
         self.actions: list[Action] = []
 
     def write(self, action: Action) -> None:
         self.state.perform(action)
         self.actions.append(action)
+
+    def format(self) -> str:
+        """Return one of the chain's formats."""
+        return self.random.choice(self.formats)
 
     def possible(self) -> list[Action]:
         """Return what may be done after the loss, but for backward."""
@@ -28,9 +34,9 @@ class Writer:
         if cursor is not None and cursor < state.front:
             actions.append(Forward(cursor))
             if cursor not in state.saved:
-                actions += [Save(cursor), Rebuild(cursor)]
+                actions += [Save(cursor, self.format()), Rebuild(cursor)]
         if cursor is not None and 0 < cursor < state.length and cursor not in state.stored:
-            actions.append(Store(cursor))
+            actions.append(Store(cursor, self.format()))
         return actions
 
     def reverse(self) -> None:
@@ -47,12 +53,12 @@ class Writer:
 
 def random_plan(chain: Chain, random: Random) -> Plan:
     """Return a plan with a random first sweep and random detours between the backwards."""
-    writer = Writer(chain)
+    writer = Writer(chain, random)
     state = writer.state
     for index in range(len(chain)):
         if index and random.random() < 0.3:
-            writer.write(Store(index))
-        writer.write((Save if random.random() < 0.3 else Forward)(index))
+            writer.write(Store(index, writer.format()))
+        writer.write(Save(index, writer.format()) if random.random() < 0.3 else Forward(index))
         if state.stored and random.random() < 0.1:
             writer.write(Drop(random.choice(list(state.stored))))
     writer.write(Loss())

@@ -9,6 +9,7 @@ import os
 import random
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,9 +21,12 @@ from random_schedules import describe, random_plan
 from steps import batch, named_chain, square
 
 import revolve
+from revolve.schedules import StorageCosts
+from revolve.storage import codecs
 
 pytestmark = pytest.mark.slow
 
+IGNORED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 CASES = int(os.environ.get("REVOLVE_FUZZ_CASES", "250"))
 
 
@@ -130,7 +134,7 @@ def cases(draw):
     if step in PARTS and FIRST_ORDER.intersection(kind.removeprefix("tied ") for kind in kinds):
         step = "repeated"
     flags = draw(st.lists(st.booleans(), min_size=len(kinds), max_size=len(kinds)))
-    return kinds, step, flags, draw(st.booleans()), draw(st.booleans()), draw(st.randoms(use_true_random=False))
+    return kinds, step, flags, *(draw(st.booleans()) for _ in range(3)), draw(st.randoms(use_true_random=False))
 
 
 def prepare(kinds, flags):
@@ -140,18 +144,33 @@ def prepare(kinds, flags):
     return model
 
 
+def free_format(length):
+    """Return made-up costs of a format."""
+    nothing = (0,) * length
+    return StorageCosts(*[(0, *nothing)] * 3, *[nothing] * 5)
+
+
+@pytest.fixture(autouse=True)
+def small_forms(monkeypatch):
+    """Encode tensors as small as those of the pool's layers."""
+    monkeypatch.setattr(codecs, "SMALLEST", 1)
+
+
 @settings(
     max_examples=CASES,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[*IGNORED, HealthCheck.data_too_large],
     print_blob=True,
 )
 @given(cases())
 def test_random_schedules(case):
-    kinds, step, flags, autocast, input_grad, chooser = case
+    kinds, step, flags, autocast, input_grad, formats, chooser = case
     x = batch().requires_grad_(input_grad)
     planned = prepare(kinds, flags)
-    plan = random_plan(named_chain(planned), chooser)
+    chain = named_chain(planned)
+    if formats and not any("rrelu" in kind for kind in kinds):  # which saves its noise before drawing it
+        chain = replace(chain, formats={"bitmap": free_format(len(chain))})
+    plan = random_plan(chain, chooser)
     note(f"schedule {describe(plan)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -171,17 +190,18 @@ def test_random_schedules(case):
 UNSTEADY = {kind for kind in LAYERS if kind.startswith("stochastic")} | {"rejection", "reentrant checkpoint"}
 
 
-@settings(max_examples=CASES // 5, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=CASES // 5, deadline=None, suppress_health_check=IGNORED, print_blob=True)
 @given(
     kinds=st.lists(st.sampled_from(sorted(set(LAYERS) - UNSTEADY)), min_size=1, max_size=9),
     share=st.floats(0, 1),
     input_grad=st.booleans(),
+    formats=st.sampled_from([("dense",), ("dense", "bitmap")]),
 )
-def test_random_budgets_of_measured_chains(kinds, share, input_grad):
+def test_random_budgets_of_measured_chains(kinds, share, input_grad, formats):
     """The optimal plan of any budget between the least feasible and plain training keeps it, bit for bit."""
     model = build(kinds)
     x = batch().requires_grad_(input_grad)
-    frontier = revolve.solve(revolve.measure(model, x))
+    frontier = revolve.solve(revolve.measure(model, x, formats=formats), formats)
     low, high = frontier.smallest, int(frontier.peaks[-1])
     revolve.checkpointed(model, frontier.plan(low + int(share * (high - low))))
     report = revolve.verify(model, x, repeats=1)

@@ -22,9 +22,9 @@ def measured(monkeypatch):
     shapes = []
     measure = runner.measure_children
 
-    def spy(children, input, name):
+    def spy(children, input, name, **options):
         shapes.append(tuple(input.shape))
-        return measure(children, input, name)
+        return measure(children, input, name, **options)
 
     monkeypatch.setattr(runner, "measure_children", spy)
     return shapes
