@@ -2,12 +2,15 @@
 
 A run of stage i is a line from ``x_i`` to ``x_{i+1}``, a backward one from ``x_{i+1}`` to ``x_i``; a
 stored activation is a dot where it is stored and a horizontal line for as long as it lives; a row is
-tinted while the stage's saved tensors are held. Figures are made without pyplot, so that nothing
-looks for a display.
+tinted while the stage's saved tensors are held. Dots of activations stored in a format other than dense are
+hollow, rows of stages saved in one are hatched. Figures are made without pyplot, so that nothing looks for
+a display.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from revolve.schedules import Backward, Chain, Drop, Forward, Loss, Plan, Rebuild, Save, Store, format_bytes
+from revolve.schedules.actions import Indexed
 from revolve.schedules.units import format_seconds
 
 from .exceptions import ReportError
@@ -46,6 +50,9 @@ RUNS = (Forward, Save, Rebuild)
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 1.6, "columnspacing": 1.6}
 STORED = "#4d4d4d"
 TINT = "#0072b2"
+HATCH = "#a6cbe2"
+HATCHES = ("////", "....", "xxxx", "----")  # of the formats, in order of first use
+ROW = 7  # entries of the legend side by side
 
 
 def check_picture(path: str | Path) -> None:
@@ -102,8 +109,11 @@ def draw_schedule(plan: Plan, path: str | Path, title: str | None = None, *, uni
         handles = draw_runs(upper, plan)
         draw_memory(lower, plan, unit_costs)
         label_axes(upper, lower, plan, unit_costs)
-        upper.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=len(handles), **LEGEND)
-        upper.set_title(describe_plan(plan, unit_costs) if title is None else title, fontsize=11, pad=28)
+        rows = -(-len(handles) // ROW)
+        columns = -(-len(handles) // rows)
+        upper.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns, **LEGEND)
+        heading = describe_plan(plan, unit_costs) if title is None else title
+        upper.set_title(heading, fontsize=11, pad=13 + 15 * rows)
         # Without a date the same plan gives the same file.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(path).suffix.lower())
         write_target(path, lambda target: figure.savefig(target, dpi=150, metadata=metadata))
@@ -124,58 +134,94 @@ def count_runs(plan: Plan) -> int:
     return sum(isinstance(action, RUNS) for action in plan.actions)
 
 
+@dataclass(slots=True)
+class Traces:
+    """Lines and areas of a drawing, in seconds and stages; those of formats by their names."""
+
+    runs: dict[str, list[Any]] = field(default_factory=lambda: {kind: [] for kind in WORDS})
+    lives: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    tints: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    turn: float = 0.0
+
+
+def trace(plan: Plan) -> Traces:
+    """Return what there is to draw: runs, lives of stored activations and of saved tensors, the loss."""
+    traces = Traces()
+    since: dict[int, tuple[float, str]] = {}
+    saved: dict[int, tuple[float, str]] = {}
+    for entry in plan.simulation.timeline:
+        action = entry.action
+        if isinstance(action, Loss):
+            traces.turn = entry.start
+        if not isinstance(action, Indexed):
+            continue
+        i = action.index
+        if isinstance(action, RUNS):
+            traces.runs[action.kind].append([(entry.start, i), (entry.end, i + 1)])
+            if not isinstance(action, Forward):
+                saved[i] = entry.end, getattr(action, "format", "dense")
+        elif isinstance(action, Backward):
+            traces.runs["backward"].append([(entry.start, i + 1), (entry.end, i)])
+            begin, name = saved.pop(i)
+            traces.tints[name].append([(begin, i), (entry.start, i), (entry.start, i + 1), (begin, i + 1)])
+        elif isinstance(action, Store):
+            since[i] = entry.start, action.format
+        elif isinstance(action, Drop):
+            begin, name = since.pop(i)
+            traces.lives[name].append([(begin, i), (entry.end, i)])
+    for i, (begin, name) in since.items():
+        traces.lives[name].append([(begin, i), (plan.makespan, i)])
+    return traces
+
+
 def draw_runs(axes: Axes, plan: Plan) -> list[Any]:
     """Draw every run, the lives of stored activations and of saved tensors, and the loss.
 
     Returns what the legend explains.
     """
-    length, timeline = len(plan.chain), plan.simulation.timeline
-    segments: dict[str, list[Any]] = {kind: [] for kind in WORDS}
-    lives: list[Any] = []
-    tinted: list[Any] = []
-    since: dict[int, float] = {}
-    saved: dict[int, float] = {}
-    turn = 0.0
-    for entry in timeline:
-        action = entry.action
-        if isinstance(action, RUNS):
-            i = action.index
-            segments[action.kind].append([(entry.start, i), (entry.end, i + 1)])
-            if not isinstance(action, Forward):
-                saved[i] = entry.end
-        elif isinstance(action, Backward):
-            i = action.index
-            segments["backward"].append([(entry.start, i + 1), (entry.end, i)])
-            begin = saved.pop(i)
-            tinted.append([(begin, i), (entry.start, i), (entry.start, i + 1), (begin, i + 1)])
-        elif isinstance(action, Store):
-            since[action.index] = entry.start
-        elif isinstance(action, Drop):
-            lives.append([(since.pop(action.index), action.index), (entry.end, action.index)])
-        elif isinstance(action, Loss):
-            turn = entry.start
-    end = plan.makespan
-    lives += [[(begin, i), (end, i)] for i, begin in since.items()]
+    length, traces = len(plan.chain), trace(plan)
     width = 2.4 if length <= 40 else 1.6 if length <= 150 else 0.9
-    axes.add_collection(PolyCollection(tinted, facecolor=TINT, alpha=0.10, linewidth=0))
-    axes.add_collection(LineCollection(lives, colors=STORED, linewidths=width * 0.45, zorder=2))
-    for kind, lines in segments.items():
+    for name, areas in traces.tints.items():
+        axes.add_collection(PolyCollection(areas, facecolor=TINT, alpha=0.10, linewidth=0))
+        if name != "dense":  # a hatch has the colour of the edge, and no tint's transparency
+            hatch: dict[str, Any] = {"hatch": hatch_of(plan, name), "edgecolor": HATCH, "facecolor": "none"}
+            axes.add_collection(PolyCollection(areas, linewidth=0, **hatch))
+    for kind, lines in traces.runs.items():
         style: dict[str, Any] = {"colors": COLOURS[kind], "linewidths": width, "capstyle": "round", "zorder": 3}
         axes.add_collection(LineCollection(lines, **style))
-    dots = [line[0] for line in lives]
-    axes.scatter([x for x, _ in dots], [y for _, y in dots], s=(width * 2.2) ** 2, color=STORED, zorder=4)
-    axes.scatter([turn], [length], marker="D", s=34, color=COLOURS["loss"], zorder=5, clip_on=False)
-    axes.set_xlim(0, end or 1.0)
+    for name, lines in traces.lives.items():
+        axes.add_collection(LineCollection(lines, colors=STORED, linewidths=width * 0.45, zorder=2))
+        dots = [line[0] for line in lines]
+        style = {"s": (width * 2.2) ** 2, "facecolor": STORED if name == "dense" else "white", "edgecolor": STORED}
+        axes.scatter([x for x, _ in dots], [y for _, y in dots], zorder=4, **style)
+    axes.scatter([traces.turn], [length], marker="D", s=34, color=COLOURS["loss"], zorder=5, clip_on=False)
+    axes.set_xlim(0, plan.makespan or 1.0)
     axes.set_ylim(0, length)
+    return explain(plan, traces)
+
+
+def hatch_of(plan: Plan, name: str) -> str:
+    """Return the hatch of the rows that are saved in a format."""
+    formats = [other for other in plan.formats() if other != "dense"]
+    return HATCHES[formats.index(name) % len(HATCHES)]
+
+
+def explain(plan: Plan, traces: Traces) -> list[Any]:
+    """Return the entries of the legend."""
     handles: list[Any] = [
         Line2D([], [], color=COLOURS[kind], linewidth=2.4, label=words)
         for kind, words in WORDS.items()
-        if segments[kind]
+        if traces.runs[kind]
     ]
-    if lives:
-        handles.append(Line2D([], [], color=STORED, linewidth=1, marker="o", markersize=5, label="stored activation"))
-    if any(right > left for (left, _), (right, _), *_ in tinted):
-        handles.append(Patch(facecolor=TINT, alpha=0.15, label="saved tensors held"))
+    for name in sorted(traces.lives, key=lambda name: name != "dense"):
+        fill, words = (STORED, "") if name == "dense" else ("white", f", {name}")
+        dot: dict[str, Any] = {"marker": "o", "markersize": 5, "markerfacecolor": fill}
+        handles.append(Line2D([], [], color=STORED, linewidth=1, label=f"stored activation{words}", **dot))
+    for name, areas in sorted(traces.tints.items(), key=lambda item: item[0] != "dense"):
+        hatch = "" if name == "dense" else hatch_of(plan, name)
+        if any(right > left for (left, _), (right, _), *_ in areas):
+            words = "saved tensors held" + (f", {name}" if hatch else "")
+            handles.append(Patch(facecolor=(TINT, 0.15), edgecolor=HATCH, linewidth=0, hatch=hatch, label=words))
     handles.append(Line2D([], [], color=COLOURS["loss"], marker="D", linestyle="", label="loss"))
     return handles
 

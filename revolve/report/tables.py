@@ -6,6 +6,7 @@ Every function returns something that a rich console prints; ``render`` turns it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -217,9 +218,16 @@ def tabulate_plan(plan: Plan) -> RenderableType:
         ("predicted step", f"{format_seconds(plan.makespan)}, plain {format_seconds(plan.plain_makespan)}"),
         ("recompute ratio", f"{plan.ratio:.4f}" + (f", proven within {plan.tolerance:.2%}" if plan.tolerance else "")),
         ("actions", ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])),
-        ("formats", ", ".join(plan.formats()) or "none stored"),
+        ("formats", "; ".join(describe_format(plan, name) for name in plan.formats()) or "none stored"),
     )  # fmt: skip
     return compose(f"Plan: {plan.strategy}", table, "", facts)
+
+
+def describe_format(plan: Plan, name: str) -> str:
+    """Name a format and how often a plan uses it; a dense save is none."""
+    uses = Counter(action.kind for action in plan.actions if getattr(action, "format", None) == name)
+    kinds = [kind for kind in ("save", "store") if uses[kind] and (kind, name) != ("save", "dense")]
+    return f"{name} ({', '.join(f'{uses[kind]} {kind}' for kind in kinds)})"
 
 
 def summarise(plan: Plan) -> tuple[str, str, str]:

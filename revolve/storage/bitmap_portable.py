@@ -13,7 +13,7 @@ import torch
 
 __all__ = ["checksum", "count_bits", "count_values", "pack", "unpack"]
 
-CHUNK = 1 << 20  # elements, a multiple of 8
+CHUNK = 1 << 18  # elements, a multiple of 8
 
 
 def chunks_of(length: int, chunk: int) -> Iterator[slice]:

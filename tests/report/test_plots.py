@@ -25,6 +25,25 @@ def test_pictures_say_what_they_show(plan, tmp_path):
         assert words in text
 
 
+def test_formats_are_named_and_hatched_where_they_are_used(plan, tmp_path):
+    costs = {"stored_bytes": [1] * 4, "store_time": [0.5] * 4, "load_time": [0.5] * 4, "saved_bytes": [1] * 3}
+    costs |= {name: [0] * 3 for name in ("encode_time", "decode_time", "save_extra", "backward_extra")}
+    document = Chain.uniform(3, output_bytes=2).to_json() | {"loss_time": 1.0}
+    document["formats"] = {"bitmap": costs, "half": costs}
+    actions = [["save", 0, "bitmap"], ["store", 1, "half"], ["forward", 1], ["save", 2], ["loss"], ["backward", 2]]
+    actions += [["load", 1], ["drop", 1], ["save", 1, "half"], ["backward", 1], ["backward", 0]]
+    encoded = Plan.from_actions(Chain.from_json(document), actions)
+    draw_schedule(encoded, tmp_path / "encoded.svg")
+    draw_schedule(plan, tmp_path / "dense.svg")
+    text, dense = ((tmp_path / name).read_text() for name in ("encoded.svg", "dense.svg"))
+    for words in ("stored activation, half<", "saved tensors held<", "saved tensors held, bitmap<"):
+        assert words in text
+        assert (words in dense) == ("," not in words)
+    assert "stored activation<" not in text
+    assert "<pattern" in text
+    assert "<pattern" not in dense
+
+
 @pytest.mark.parametrize("length", [1, 2, 30, 200])
 def test_chains_of_any_length(tmp_path, length):
     plan = Plan.from_actions(Chain.uniform(length), revolve(length, 4), "revolve")

@@ -42,6 +42,25 @@ def test_extra_times_add_up_to_the_makespan(chain):
     assert plan.plain_makespan + extra == pytest.approx(plan.makespan)
 
 
+def test_plan_table_names_formats_of_saves_and_stores():
+    costs = {"stored_bytes": [1] * 4, "store_time": [0.5] * 4, "load_time": [0.25] * 4, "saved_bytes": [1] * 3}
+    costs |= {name: [0] * 3 for name in ("save_extra", "backward_extra")}
+    costs |= {"encode_time": [2.0] * 3, "decode_time": [3.0] * 3}
+    document = Chain.uniform(3, output_bytes=2).to_json() | {"formats": {"bitmap": costs, "half": costs}}
+    actions = [["save", 0, "bitmap"], ["store", 1, "half"], ["forward", 1], ["save", 2], ["loss"], ["backward", 2]]
+    actions += [["load", 1], ["drop", 1], ["save", 1, "bitmap"], ["backward", 1], ["backward", 0]]
+    plan = Plan.from_actions(Chain.from_json(document), actions)
+    treatments = describe_stages(plan)
+    assert [t.words for t in treatments] == ["saved (bitmap)", "recomputed once (bitmap)", "saved"]
+    assert [t.input_words for t in treatments] == ["", "stored (half)", ""]
+    # Encoded and decoded; stored and loaded in one format, run again, encoded with its input in another, decoded.
+    assert [t.extra_time for t in treatments] == [5.0, 0.5 + 0.25 + 1 + (2.0 + 0.5) + 3.0, 0.0]
+    assert plan.plain_makespan + sum(t.extra_time for t in treatments) == plan.makespan
+    text = show(tabulate_plan(plan))
+    for words in ("recomputed once (bitmap)", "stored (half)", "bitmap (2 save); half (1 store)", "2 saved, 1 recomp"):
+        assert words in text
+
+
 def test_chain_table_has_totals(chain):
     text = show(tabulate_chain(chain))
     assert "6 stages" in text

@@ -7,10 +7,13 @@ from threading import Thread
 import pytest
 import torch
 
+from revolve.runtime.allocations import trace_allocations
 from revolve.schedules.exceptions import RevolveError
 from revolve.storage import bitmap
 from revolve.storage.codecs import CODECS, codec_named
 from revolve.storage.exceptions import CodecError
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")
 
 
 def sparse(length, dtype=torch.float32):
@@ -24,7 +27,8 @@ def test_names():
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known():
-    with pytest.raises(CodecError, match=r"no format is named 'zip'; there are 'bitmap'") as raised:
+    known = "there are 'bitmap', 'bf16', 'int8', 'int4', 'disk', 'host'"
+    with pytest.raises(CodecError, match=f"no format is named 'zip'; {known}") as raised:
         codec_named("zip")
     assert isinstance(raised.value, RevolveError)
 
@@ -85,6 +89,44 @@ def test_forms_decode_in_any_thread():
         thread.join()
     assert len(results) == 4
     assert all(torch.equal(result, x) for result in results)
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "host"])
+@pytest.mark.parametrize("length", [256, 1000, 4097, 600_001])
+def test_every_form_is_as_large_as_it_was_announced(name, length):
+    x, allowed = sparse(length), []
+    form = codec_named(name).encode(x, allowed.append)
+    assert allowed == [form.nbytes]
+    first, second = form.decode(), form.decode()
+    assert (first.dtype, first.shape, first.device) == (x.dtype, x.shape, x.device)
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, x) or not codec_named(name).lossless
+    first.zero_()
+    assert torch.equal(form.decode(), second)
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "host"])
+def test_small_storages_stay_dense(name):
+    for length in (0, 1, 255):
+        assert codec_named(name).encode(sparse(length), lambda size: pytest.fail(f"asked for {size} bytes")) is None
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "host"])
+def test_encoding_and_decoding_need_little_besides_the_form(name):
+    x = sparse(1 << 22)
+    for dtype in (torch.float32, torch.float64):
+        codec, x = codec_named(name), x.to(dtype)
+        codec.encode(x, lambda _: None).decode()  # compiled
+        with trace_allocations(x.device) as tracer:
+            form = codec.encode(x, lambda _: None)
+            tracer.mark()
+            form.decode()
+            tracer.mark()
+        encoding, decoding = tracer.phases[:2]
+        assert form.nbytes <= encoding.end <= form.nbytes + 4096
+        assert encoding.peak <= form.nbytes + 0.1 * x.nbytes
+        assert decoding.peak <= form.nbytes + 1.1 * x.nbytes
 
 
 def test_kernels_are_imported_when_a_tensor_is_encoded():
