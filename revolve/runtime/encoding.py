@@ -15,21 +15,10 @@ from revolve.storage.shared_forms import EncodedTensor, Forms, FormSnapshot
 
 from .saving import Content, Holder, Kept
 
-__all__ = ["Codecs", "Encoder", "Encoding", "saves_late"]
+__all__ = ["Encoder", "Encoding", "saves_late"]
 
 # torch's only node that saves a tensor before it is written: a form would hold what was there before.
 LATE = "RreluWithNoiseBackward"
-
-
-class Codecs(dict[str, Codec]):
-    """Codecs by name, made when they are first used; a copy makes its own."""
-
-    def __missing__(self, name: str) -> Codec:
-        codec = self[name] = codec_named(name)
-        return codec
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Codecs, ()
 
 
 class Encoder:
@@ -83,7 +72,7 @@ class Encoding:
 
     Parameters
     ----------
-    chain, codecs, slack
+    chain, slack
         As in ``Program``.
     own
         Identities of the storages of the model's input.
@@ -91,11 +80,8 @@ class Encoding:
         Called when forms come close to what was planned for them.
     """
 
-    def __init__(
-        self, chain: Chain, codecs: Codecs, slack: int | None, own: Set[int], strain: Callable[[], None]
-    ) -> None:
+    def __init__(self, chain: Chain, slack: int | None, own: Set[int], strain: Callable[[], None]) -> None:
         self.chain = chain
-        self.codecs = codecs
         self.allowance = Allowance(slack, strain)
         self.forms = Forms(own)
 
@@ -103,13 +89,13 @@ class Encoding:
         """Return x_index kept in a format."""
         planned = self.chain.formats[format_].stored_bytes[index]
         account = Account(self.allowance, f"the input of stage {self.chain.stages[index].name!r}", planned)
-        snapshot = FormSnapshot(value, self.codecs[format_], self.forms, account)
+        snapshot = FormSnapshot(value, codec_named(format_), self.forms, account)
         account.close()
         return snapshot
 
     def encoder(self, index: int, value: Any, format_: str) -> Encoder:
         """Return what keeps the saved tensors of a run of stage ``index`` on ``value``."""
-        chain, stage, codec = self.chain, self.chain.stages[index], self.codecs[format_]
+        chain, stage, codec = self.chain, self.chain.stages[index], codec_named(format_)
         costs = chain.formats[format_]
         planned = costs.saved_bytes[index]
         encoded_input, encoded_output = chain.encoded(format_, index), chain.encoded(format_, index + 1)

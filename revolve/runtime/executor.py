@@ -96,9 +96,9 @@ class Run:
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
         program = self.program
-        if program.codecs:
+        if program.formats:
             own = storage_keys(value)
-            self.encoding = Encoding(program.chain, program.codecs, program.slack, own, self.habits.strain)
+            self.encoding = Encoding(program.chain, program.slack, own, self.habits.strain)
         watch = self.watch()
         for action in self.program.sweep:
             if isinstance(action, Store):
@@ -289,8 +289,8 @@ class Run:
             stop = packer.last()
             if stop < 0:
                 return None
-            if not (self.program.stops[index] and stage.stops_early):
-                stop = -1
+            if state.random or not (self.program.stops[index] and stage.stops_early):
+                stop = -1  # F.rrelu draws its noise after saving it
         if state.random:
             replay.draw(state.random)
         keep = self.keep(action, value)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from revolve.schedules.actions import Action, Forward, Load, Loss, Rebuild, Save
 from revolve.schedules.chain import Chain
 from revolve.schedules.plans import Plan
+from revolve.storage.codecs import codec_named
 
-from .encoding import Codecs
 from .exceptions import PlanMismatch
 
 __all__ = ["Program"]
@@ -31,8 +31,8 @@ class Program:
         Says what was planned for the formats.
     slack
         Bytes that the budget leaves above the plan's peak; None without a budget.
-    codecs
-        The formats.
+    formats
+        The storage formats that the schedule uses besides the dense one.
     """
 
     sweep: tuple[Action, ...]
@@ -40,7 +40,7 @@ class Program:
     stops: tuple[bool, ...]
     chain: Chain
     slack: int | None
-    codecs: Codecs = field(default_factory=Codecs)
+    formats: tuple[str, ...]
 
     @cached_property
     def whole(self) -> tuple[Action, ...]:
@@ -68,8 +68,7 @@ class Program:
             )
         stops = tuple(stage.rebuild < stage.forward for stage in plan.chain.stages)
         slack = None if plan.budget is None else plan.budget - plan.peak
-        program = cls(sweep, plan.actions[turn + 1 :], stops, plan.chain, slack)
-        for name in plan.formats():
-            if name != "dense":
-                program.codecs[name]  # made now: a format that does not exist is an error before the step
-        return program
+        formats = tuple(name for name in plan.formats() if name != "dense")
+        for name in formats:
+            codec_named(name)  # a format that does not exist is an error now, not in the step
+        return cls(sweep, plan.actions[turn + 1 :], stops, plan.chain, slack, formats)
