@@ -15,26 +15,26 @@ __all__ = ["HostCodec"]
 
 @cache
 def stream_of(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for all transfers of a device, so that they keep their order."""
+    """Return the stream for the transfers of a device."""
     return torch.cuda.Stream(device)
 
 
 class HostForm:
-    """A copy in pinned memory, complete when the device's transfers up to its own are.
+    """A copy in pinned memory; the stream that writes it also reads it, and so keeps the order.
 
     Pinned memory that is released while a transfer still uses it is not given out again by torch before that ends.
     """
 
-    __slots__ = ("device", "pinned")
+    __slots__ = ("device", "pinned", "stream")
 
     def __init__(self, flat: torch.Tensor) -> None:
         self.device = flat.device
         self.pinned = torch.empty(len(flat), dtype=flat.dtype, device="cpu", pin_memory=True)
-        stream = stream_of(flat.device)
-        stream.wait_stream(torch.cuda.current_stream(flat.device))  # whoever computes the elements comes first
-        with torch.cuda.stream(stream):
+        self.stream = stream_of(flat.device)
+        self.stream.wait_stream(torch.cuda.current_stream(flat.device))  # whoever computes the elements comes first
+        with torch.cuda.stream(self.stream):
             self.pinned.copy_(flat, non_blocking=True)
-        flat.record_stream(stream)  # its memory is not used again before it is copied
+        flat.record_stream(self.stream)  # its memory is not used again before it is copied
 
     @property
     def nbytes(self) -> int:
@@ -44,11 +44,11 @@ class HostForm:
     def decode(self) -> torch.Tensor:
         """Return the elements on the device; the current stream waits for them, the host does not."""
         flat = torch.empty(len(self.pinned), dtype=self.pinned.dtype, device=self.device)
-        stream, current = stream_of(self.device), torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)  # whoever used this memory before comes first
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)  # whoever used this memory before comes first
+        with torch.cuda.stream(self.stream):
             flat.copy_(self.pinned, non_blocking=True)
-        current.wait_stream(stream)  # and so does whoever uses it next
+        current.wait_stream(self.stream)  # and so does whoever uses it next
         return flat
 
 
