@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -187,7 +189,8 @@ def solve(
     chain
         The chain, measured or made up.
     formats
-        Names of the storage formats that checkpoints may use; ``"dense"`` is always allowed.
+        Names of the storage formats that checkpoints and saved tensors may use; ``"dense"`` is always
+        allowed. The chain of the plans has no others.
     tolerance
         Let the makespan exceed the optimum by at most this fraction, at every budget, for a faster solve
         of long chains in less memory. ``"auto"`` takes 0 where the tables stay below 256 MiB, else the
@@ -222,6 +225,8 @@ def solve(
     [5.0, 4.0]
     """
     names = check_formats(chain, formats)
+    if set(names) != set(chain.formats):  # a plan's chain says what it may use, also when it is planned for again
+        chain = replace(chain, formats=MappingProxyType({name: chain.formats[name] for name in names}))
     limit = parse_bytes(memory, what="memory")
     if tolerance == "auto":
         return Frontier(chain, solve_automatically(chain, names, limit))

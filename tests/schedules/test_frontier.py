@@ -211,6 +211,15 @@ def test_impossible_tolerances(tolerance):
         solve(Chain.uniform(2), tolerance=tolerance)
 
 
+def test_the_chain_of_a_plan_has_the_formats_that_were_allowed():
+    chain = random_chain(random.Random(3), 4, formats=2)
+    first, second = chain.formats
+    plan = solve(chain, (first,)).plan("100%")
+    assert list(plan.chain.formats) == [first]
+    assert solve(chain).plan("100%").chain.formats == {}
+    assert solve(chain, (second, first)).chain == chain
+
+
 def test_unknown_format():
     with pytest.raises(ChainError, match=r"format 'bitmap' is not among the chain's \(dense\)"):
         solve(Chain.uniform(2), formats=("dense", "bitmap"))
