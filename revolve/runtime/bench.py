@@ -65,7 +65,7 @@ class Bench:
         self.random = tuple((source, old) for source, old, new in drawn if old != new)
         self.through = stage.storages()  # after the run, since it may have replaced a buffer
         left = [tensor for tensor in attributes_of(stage) if id(tensor) not in present]
-        self.kept_bytes = bytes_of([old for _, old in first.before.values()]) + bytes_of(left)
+        self.kept_bytes = bytes_of(first.kept()) + bytes_of(left)
 
     def fetch(self, holder: Holder) -> Any:
         """Return what is in a holder: it is full while its backward runs."""
@@ -88,7 +88,8 @@ class Bench:
         """Run as ``rebuild``, into the holders of an earlier run."""
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
-            pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if self.stage.stops_early else -1)
+            stops = self.stage.stops_early and not self.random  # as in the executor
+            pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if stops else -1)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))
 

@@ -18,7 +18,7 @@ The rules, cited as [n] in code and tests:
     the order and number of backward passes; the budget was planned for one in order, and a BudgetWarning
     says once that it may not hold.
 [7] A stage is run again in grad mode, on a detached input that requires a gradient where the first
-    did, with the random numbers, parameters, buffers, training flags and modes (autocast, default dtype
+    did, with the random numbers, parameters, buffers, attributes, training flags and modes (autocast, default dtype
     and device, deterministic algorithms, attention kernels) of its first run, and all are put back.
 [8] A stage that changes its input, or saves something else when run again, is an error that names it.
 [9] Under saved-tensor hooks of somebody else (save_on_cpu, torch's checkpoint), whatever the first sweep

@@ -12,14 +12,24 @@ import torch
 from .generators import Source
 from .modes import Modes
 
-__all__ = ["Replay", "is_recomputing", "recomputing"]
+__all__ = ["Replay", "is_recomputing", "questions", "recomputing"]
 
 RECOMPUTING = ContextVar("recomputing", default=False)
+QUESTIONS = [0]
 
 
 def is_recomputing() -> bool:
-    """Whether a stage is being measured or run again, for modules that count or log their calls."""
+    """Whether a stage is being measured or run again, for modules that count or log their calls.
+
+    The attributes of a stage that asks are left to it; those of others are put back to what they were in its first run.
+    """
+    QUESTIONS[0] += 1
     return RECOMPUTING.get()
+
+
+def questions() -> int:
+    """Return how often :func:`is_recomputing` was asked."""
+    return QUESTIONS[0]
 
 
 @contextmanager

@@ -75,6 +75,11 @@ class StageModule:
             return (*({} for _ in self.modules), *(module._buffers for module in self.modules))
         return (*(module._parameters for module in self.modules), *(module._buffers for module in self.modules))
 
+    @cached_property
+    def attributes(self) -> tuple[Table, ...]:
+        """The modules' dictionaries, in which places are numbered after the tables; FSDP keeps its own books there."""
+        return () if self.units else tuple(vars(module) for module in self.modules)
+
     def contents(self) -> Contents:
         """Return what the tables hold now."""
         known = self.__dict__.get("known")
@@ -84,12 +89,8 @@ class StageModule:
 
     @cached_property
     def stops_early(self) -> bool:
-        """Whether a rebuild may end where the last tensor is saved.
-
-        RReLU saves its noise before it draws it (torch's own checkpoint, too, gives wrong gradients then), and FSDP
-        must see a stage's end.
-        """
-        return not self.units and not any(isinstance(module, nn.RReLU) for module in self.modules)
+        """Whether a rebuild may end where the last tensor is saved: FSDP must see a stage's end."""
+        return not self.units
 
     @cached_property
     def loose(self) -> tuple[torch.Tensor, ...]:
@@ -124,7 +125,11 @@ class StageModule:
 
     def is_buffer(self, place: Place) -> bool:
         """Whether a place is in a table of buffers."""
-        return place[0] >= len(self.modules)
+        return len(self.modules) <= place[0] < 2 * len(self.modules)
+
+    def is_attribute(self, place: Place) -> bool:
+        """Whether a place is an attribute of a module."""
+        return place[0] >= 2 * len(self.modules)
 
     def module_of(self, place: Place) -> tuple[int, nn.Module]:
         """Return number and module that a place belongs to."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from revolve.storage.boundary import storage_keys, version_of
 
+from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
 from .stages import StageModule
@@ -29,7 +30,7 @@ class Habits:
     Attributes
     ----------
     changing
-        For each stage the places of the buffers it changes, None before they are known.
+        For each stage the places of the buffers and attributes it changes, None before they are known.
     drawing
         For each stage whether it was seen to draw random numbers, None before it is known.
     warned
@@ -57,8 +58,8 @@ class StageState:
     stage
         The stage.
     changing
-        Places of the buffers that the stage is known to change. None before the first run of all: then
-        :meth:`finish` compares every buffer.
+        Places of the buffers and attributes that the stage is known to change. None before the first run of all: then
+        :meth:`finish` compares every one. A stage that is known to change no attribute is not asked again.
 
     Attributes
     ----------
@@ -71,6 +72,7 @@ class StageState:
     """
 
     __slots__ = (
+        "attributes",
         "before",
         "bumped",
         "changing",
@@ -83,6 +85,8 @@ class StageState:
         "replaced",
         "stage",
         "temporary",
+        "toggled",
+        "trainable",
         "training",
         "versions",
     )
@@ -94,12 +98,16 @@ class StageState:
         self.changing = changing
         self.contents = stage.contents()
         self.versions = self.contents.versions()
+        self.trainable = self.contents.trainable()
         self.loose = [version_of(tensor) for tensor in stage.loose]
         self.before: dict[Place, tuple[torch.Tensor, torch.Tensor]] = {}
         if changing is None or changing:
             for place, tensor in self.contents.items():
                 if stage.is_buffer(place) if changing is None else place in changing:
                     self.before[place] = (tensor, tensor.detach().clone())
+        self.attributes: Attributes | None = None
+        if changing is None or any(map(stage.is_attribute, changing)):
+            self.attributes = Attributes(stage.attributes, 2 * len(stage.modules), changing)
         self.temporary: set[int] | frozenset[int] = NO_KEYS
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
@@ -123,8 +131,8 @@ class StageState:
         Returns
         -------
         frozenset
-            Places of the buffers that the stage changes: natively compiled norms leave version counters alone,
-            so that contents are compared.
+            Places of the buffers and attributes that the stage changes: natively compiled norms leave version counters
+            alone, so that contents are compared.
 
         Raises
         ------
@@ -132,8 +140,11 @@ class StageState:
             If the stage changed one of its parameters, or a buffer that earlier runs did not change, so that
             its old value is lost.
         """
+        attributes = NOWHERE
+        if self.attributes is not None:
+            attributes = self.attributes.finish()
         if self.changing is not None and not self.loose and self.contents.unchanged(self.versions):
-            return self.changing
+            return self.changing | attributes
         parameters, buffers = self.moved()
         loose = self.loose_touched()
         if parameters or loose:
@@ -142,14 +153,18 @@ class StageState:
                 "Embedding(max_norm=...) does, so it cannot be run again; change it outside of the model"
             )
         if self.changing is None:
-            self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)}
+            self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)} | attributes
             self.before = {place: pair for place, pair in self.before.items() if place in self.changing}
         elif not buffers <= self.changing:
             raise RecomputeError(
                 f"stage {self.stage.name!r} changed its buffer {self.name(buffers - self.changing, [])}, which it had "
                 "left alone in earlier steps; call revolve.checkpointed again on the model before this step"
             )
-        return self.changing
+        return self.changing | attributes
+
+    def kept(self) -> list[torch.Tensor]:
+        """Return the old values of buffers and attributes that are kept."""
+        return [*(old for _, old in self.before.values()), *(self.attributes.tensors() if self.attributes else ())]
 
     def is_statistic(self, place: Place) -> bool:
         """Whether a buffer is a statistic that its module, in training mode, updates but never reads."""
@@ -175,7 +190,7 @@ class StageState:
             )
 
     def __enter__(self) -> StageState:
-        """Let parameters, buffers and training flags be those of the first run."""
+        """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""
         self.flags = []
         self.replaced = None
         if self.loose or not self.contents.unchanged(self.versions):
@@ -186,6 +201,11 @@ class StageState:
             self.flags = [module for module, was in modules if module.training is not was]
             for module in self.flags:
                 module.training = not module.training
+        self.toggled = []
+        if self.contents.trainable() != self.trainable:
+            pairs = zip(self.contents.tracked, self.trainable, strict=True)
+            self.toggled = [tensor for tensor, was in pairs if tensor.requires_grad is not was]
+            toggle(self.toggled)
         self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self.before:
             for buffer, value in self.before.values():
@@ -194,9 +214,13 @@ class StageState:
             self.temporary = storage_keys([buffer for buffer, _ in self.datas])
             self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
             self.counters = tuple([buffer._version for buffer in self.bumped])
+        if self.attributes is not None:
+            self.attributes.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.attributes is not None:
+            self.attributes.__exit__()
         if self.datas:
             for buffer, data in reversed(self.datas):
                 buffer.data = data
@@ -208,6 +232,14 @@ class StageState:
             self.contents.put_back()
         for module in self.flags:
             module.training = not module.training
+        toggle(self.toggled)
+
+
+def toggle(tensors: list[torch.Tensor]) -> None:
+    """Let leaves require a gradient that do not, and the other way round; those of a graph keep theirs."""
+    for tensor in tensors:
+        if tensor.is_leaf:
+            tensor.requires_grad = not tensor.requires_grad
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

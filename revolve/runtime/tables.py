@@ -44,6 +44,10 @@ class Contents:
         """Whether the tables still hold the very tensors."""
         return [id(entry) for table in self.tables for entry in table.values()] == self.identities
 
+    def trainable(self) -> list[bool]:
+        """Return which of the tensors require a gradient now."""
+        return [tensor.requires_grad for tensor in self.tracked]
+
     def versions(self) -> list[int]:
         """Return the version counters of now; in-place changes raise them."""
         return [tensor._version for tensor in self.tracked]
