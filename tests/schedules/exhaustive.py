@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterator
 
 from revolve.schedules import Chain
-from revolve.schedules.costs import SaveMode
 
 ABSENT, DENSE, COPIES = 0, 1, 2
 RETIRED_OUTPUT = 2  # x_L was produced; its cursor is gone, the caller still holds it
@@ -74,42 +73,55 @@ class Search:
         self.forward = [nanoseconds(stage.forward) for stage in self.stages]
         self.rebuild = [nanoseconds(stage.rebuild) for stage in self.stages]
         self.backward = [nanoseconds(stage.backward) for stage in self.stages]
+        self.names = {DENSE: "dense", **self.modes}
+        every = [(i, code) for i in range(self.length) for code in self.names]
+        self.kept = {(i, code): self.retained(i, code) for i, code in every}
+        self.mode = {(i, code): chain.save_mode(self.names[code], i) for i, code in every}
+        self.size = {(j, DENSE): size for j, size in enumerate(self.x)}
+        self.size |= {(j, COPIES + f): size for f, c in enumerate(self.costs) for j, size in enumerate(c.stored_bytes)}
+        self.left = [sum(stage.grad_bytes for stage in self.stages[front:]) for front in range(self.length + 2)]
+        self.hands: dict[tuple[int, ...], frozenset] = {}
+        self.keeps: dict[tuple[int, ...], frozenset] = {}
         self.store_time = [[nanoseconds(time) for time in costs.store_time] for costs in self.costs]
 
-    def retained(self, i: int, mode: int) -> set[tuple[int, int]]:
+    def retained(self, i: int, code: int) -> set[tuple[int, int]]:
         """Return what a saved stage keeps of its input and output: activations, dense or the code of a format."""
         stage = self.stages[i]
         kept = ([i] if stage.saves_input else []) + ([i + 1] if stage.saves_output else [])
-        smaller = [mode != DENSE and self.costs[mode - COPIES].stored_bytes[j] < self.x[j] for j in kept]
-        return {(j, mode if less and 0 < j < self.length else DENSE) for j, less in zip(kept, smaller, strict=True)}
+        if code == DENSE:
+            return {(j, DENSE) for j in kept}
+        stored = self.costs[code - COPIES].stored_bytes
+        return {(j, code if 0 < j < self.length and stored[j] < self.x[j] else DENSE) for j in kept}
 
-    def alive(self, state: State) -> set[tuple[int, int]]:
-        """Return the activations a state holds, dense or the code of a format."""
-        at_hand, saved, _ = state
-        found = {(j, DENSE) for j in range(self.length) if at_hand[j] % 2}
-        found |= {(j, self.form(code)) for j, code in enumerate(at_hand[:-1]) if code >= COPIES}
-        found |= {(self.length, DENSE)} if at_hand[self.length] else set()
-        return found.union(*(self.retained(i, mode) for i, mode in enumerate(saved) if mode))
+    def at_hand_as(self, at_hand: tuple[int, ...]) -> frozenset[tuple[int, int]]:
+        """Return the activations at hand, dense or the code of a format."""
+        if at_hand not in self.hands:
+            found = {(j, DENSE) for j, code in enumerate(at_hand) if code % 2 or (code and j == self.length)}
+            found |= {(j, self.form(code)) for j, code in enumerate(at_hand[:-1]) if code >= COPIES}
+            self.hands[at_hand] = frozenset(found)
+        return self.hands[at_hand]
+
+    def retained_by(self, saved: tuple[int, ...]) -> frozenset[tuple[int, int]]:
+        """Return the activations that saved stages keep, dense or the code of a format."""
+        if saved not in self.keeps:
+            kept = (self.kept[i, code] for i, code in enumerate(saved) if code)
+            self.keeps[saved] = frozenset().union(*kept)
+        return self.keeps[saved]
 
     def held(self, state: State) -> int:
         """Return the bytes a state holds, each storage once."""
         if state not in self.held_by:
-            _, saved, front = state
-            total = self.gradient[front] + sum(stage.grad_bytes for stage in self.stages[front:])
-            total += sum(self.mode(i, mode).saved_bytes for i, mode in enumerate(saved) if mode)
-            for j, code in self.alive(state):
-                total += self.x[j] if code == DENSE else self.costs[code - COPIES].stored_bytes[j]
+            at_hand, saved, front = state
+            total = self.gradient[front] + self.left[front]
+            total += sum(self.mode[i, code].saved_bytes for i, code in enumerate(saved) if code)
+            total += sum(self.size[form] for form in self.at_hand_as(at_hand) | self.retained_by(saved))
             self.held_by[state] = total
         return self.held_by[state]
 
-    def mode(self, i: int, mode: int) -> SaveMode:
-        """Return the costs of saving a stage, dense or in the format of a code."""
-        return self.chain.save_mode(self.modes.get(mode, "dense"), i)
-
     def making(self, before: State, after: State) -> int:
         """Return the nanoseconds that making the forms takes which only the second state holds."""
-        new = self.alive(after) - self.alive(before)
-        return sum(self.store_time[code - COPIES][j] for j, code in new if code >= COPIES)
+        old, new = (self.at_hand_as(at_hand) | self.retained_by(saved) for at_hand, saved, _ in (before, after))
+        return sum(self.store_time[code - COPIES][j] for j, code in new - old if code >= COPIES)
 
     def least_remaining(self, state: State) -> int:
         """Return a time that no schedule from here can beat; no step lowers it by more than the step takes.
@@ -154,7 +166,7 @@ class Search:
             yield peak, following, nanoseconds(self.chain.loss_time), [["loss"]]
         moved = tuple(without_cursor(code, j == length) for j, code in enumerate(at_hand))
         if front <= length and saved[front - 1]:
-            mode = self.mode(front - 1, saved[front - 1])
+            mode = self.mode[front - 1, saved[front - 1]]
             following = (moved, replaced(saved, front - 1, ABSENT), front - 1)
             peak = self.held((moved, saved, front)) + mode.backward_extra
             if front > 1:  # whatever comes next starts from what this one leaves
@@ -185,11 +197,13 @@ class Search:
             yield peak, (arrived, saved, front), nanoseconds(stage.forward), [["forward", i], *keep]
         if saved[i]:
             return
-        for code, name in {DENSE: "dense", **self.modes}.items():
-            mode, saving = self.mode(i, code), replaced(saved, i, code)
+        for code, name in self.names.items():
+            mode, saving = self.mode[i, code], replaced(saved, i, code)
             peak = self.held((both, saving, front)) + mode.save_extra
             following = (arrived, saving, front)
-            time = self.forward[i] + nanoseconds(mode.encode_time) + self.making(state, following)
+            time = self.forward[i]
+            if code != DENSE:
+                time += nanoseconds(mode.encode_time) + self.making(state, following)
             yield peak, following, time, [["save", i, name], *keep]
         saving = replaced(saved, i, DENSE)
         peak = self.held((source, saving, front)) + stage.rebuild_extra

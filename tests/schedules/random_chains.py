@@ -24,7 +24,7 @@ def random_chain(
     ``formats`` is their number; None draws zero or one. With ``modes``, stages may be saved in them.
     ``consistent`` keeps the transient bytes of the three ways to run a stage in the order that real stages
     have: a rebuild is the first part of a save, and a run that saves nothing needs no more than one that
-    does; and a backward that decodes needs no less than one that does not.
+    does. Then no form is larger than what it stands for, either, and a backward holds what it decodes.
     """
     stages = [random_stage(rng, largest, consistent) for _ in range(length)]
     count = rng.randint(0, 1) if formats is None else formats
@@ -40,7 +40,9 @@ def random_chain(
     }
     if modes:
         for costs in document["formats"].values():
-            costs |= random_modes(rng, stages, largest, consistent)
+            costs |= random_modes(rng, stages, largest)
+            if consistent:
+                make_consistent(costs, stages)
     return Chain.from_json(document)
 
 
@@ -76,18 +78,23 @@ def random_costs(rng: random.Random, length: int, largest: int) -> dict[str, lis
     }
 
 
-def random_modes(
-    rng: random.Random, stages: list[dict[str, Any]], largest: int, consistent: bool
-) -> dict[str, list[Any]]:
+def random_modes(rng: random.Random, stages: list[dict[str, Any]], largest: int) -> dict[str, list[Any]]:
     """Return what it costs to save each stage in one storage format."""
-    modes: dict[str, list[Any]] = {key: [] for key in ("saved_bytes", "save_extra", "backward_extra")}
-    for stage in stages:
-        saved, extra, backward = rng.randint(0, largest // 2), rng.randint(0, largest // 3), rng.randint(0, largest)
-        if consistent:
-            extra = max(extra, stage["forward_extra"] - saved)
-            backward = stage["backward_extra"] + backward // 4
-        for key, value in (("saved_bytes", saved), ("save_extra", extra), ("backward_extra", backward)):
-            modes[key].append(value)
-    for key in ("encode_time", "decode_time"):
-        modes[key] = [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in stages]
-    return modes
+    return {
+        "saved_bytes": [rng.randint(0, largest // 2) for _ in stages],
+        "encode_time": [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in stages],
+        "decode_time": [rng.choice((0, 0, 1, 2)) * MILLISECONDS for _ in stages],
+        "save_extra": [rng.randint(0, largest // 3) for _ in stages],
+        "backward_extra": [rng.randint(0, largest) for _ in stages],
+    }
+
+
+def make_consistent(costs: dict[str, list[Any]], stages: list[dict[str, Any]]) -> None:
+    """Change what saving stages in a format costs to what real formats can have."""
+    saved, sizes = costs["saved_bytes"], [0, *(stage["output_bytes"] for stage in stages[:-1]), 0]
+    spared = [max(0, size - stored) for size, stored in zip(sizes, costs["stored_bytes"], strict=True)]
+    for i, stage in enumerate(stages):
+        saved[i] = min(saved[i], stage["saved_bytes"])
+        costs["save_extra"][i] = max(costs["save_extra"][i], stage["forward_extra"] - saved[i])
+        decoded = stage["saved_bytes"] - saved[i] + stage["saves_input"] * spared[i]
+        costs["backward_extra"][i] = stage["backward_extra"] + decoded + stage["saves_output"] * spared[i + 1]

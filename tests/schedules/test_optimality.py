@@ -10,7 +10,7 @@ import pytest
 from exhaustive import least_makespan, nanoseconds
 from random_chains import random_chain
 
-from revolve.schedules import Chain, InfeasibleBudget, simulate, solve
+from revolve.schedules import Action, Chain, InfeasibleBudget, simulate, solve
 
 LENGTHS, WEIGHTS = (1, 2, 3, 4, 5, 6), (1, 4, 6, 6, 3, 1)
 
@@ -31,11 +31,11 @@ class Case(NamedTuple):
         return float("inf") if self.planned is None else self.planned / self.optimum - 1
 
 
-def cases(seed: int, chains: int, *, consistent: bool = True) -> Iterator[Case]:
+def cases(seed: int, chains: int, *, lengths=LENGTHS, weights=WEIGHTS, **kind) -> Iterator[Case]:
     """Compare plans with the optimum at the ends of the frontier, between them, and below."""
     rng = random.Random(seed)
     for _ in range(chains):
-        chain = random_chain(rng, rng.choices(LENGTHS, WEIGHTS)[0], consistent=consistent)
+        chain = random_chain(rng, rng.choices(lengths, weights)[0], **kind)
         frontier = solve(chain, formats=tuple(chain.formats))
         low, high = frontier.smallest, int(frontier.peaks[-1])
         between = [rng.randint(low, high) for _ in range(3)]
@@ -88,6 +88,29 @@ def test_a_few_random_chains(record_property):
 def test_a_few_chains_whose_rebuilds_need_more_than_saves(record_property):
     # Not what stages do, but a chain file may say so; then saving instead of rebuilding may be the only way to fit.
     record_property("optimality", judge(list(cases(seed=3, chains=40, consistent=False)), 0.98))
+
+
+def test_a_few_chains_whose_stages_can_be_saved_in_formats(record_property):
+    found = [*cases(seed=4, chains=16, lengths=(1, 2, 3), weights=(1, 4, 3), formats=2, modes=True)]
+    found += cases(seed=5, chains=6, lengths=(3, 4), weights=(1, 1), formats=1, modes=True)
+    record_property("optimality", judge(found, 0.98))
+    saves = [action for case in found for action in solve_again(case) if action.kind == "save"]
+    assert sum(action.format != "dense" for action in saves) > len(saves) / 5  # or the chains test nothing
+
+
+def solve_again(case: Case) -> tuple[Action, ...]:
+    """Return the actions of a case's plan."""
+    frontier = solve(case.chain, formats=tuple(case.chain.formats))
+    return frontier.plan(case.budget).actions if case.budget >= frontier.smallest else ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistent", [True, False])
+def test_many_chains_whose_stages_can_be_saved_in_formats(record_property, consistent):
+    kind = {"formats": 2, "modes": True, "consistent": consistent}
+    figures = judge(list(cases(seed=6, chains=120, lengths=(2, 3, 4), weights=(2, 2, 1), **kind)), 0.98)
+    record_property("optimality", figures)
+    print(figures)
 
 
 @pytest.mark.slow
