@@ -234,7 +234,7 @@ def read_header(buffer: torch.Tensor) -> tuple[Layout, int]:
         raise BitmapError(f"damaged header: form {form}, dtype {code}, {dimensions} dimensions")
     shape = struct.unpack_from(f"<{dimensions}Q", head, START.size)
     layout = Layout(DTYPES[code], shape, values, form == DENSE)
-    if layout.size != len(buffer) or values > layout.length or (layout.dense and values < layout.length):
+    if layout.size != len(buffer) or (layout.dense and values != layout.length):
         raise BitmapError(
             f"a buffer of {len(buffer)} bytes is damaged: its header says {layout.size} bytes, {values} values "
             f"of a tensor of shape {shape}"

@@ -156,6 +156,17 @@ def test_checksums_agree_beyond_a_block(length):
     assert bitmap_compiled.checksum(full) == (2**32 - 1) * length**2 % 2**64
 
 
+@pytest.mark.parametrize("length", [64, 200, 640])
+@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+def test_packing_writes_nothing_behind_the_values(length, density):
+    x = tensor_of(torch.int32, (length,), density, torch.Generator().manual_seed(0))
+    count = bitmap_compiled.count_values(x)
+    room = torch.full((sum(count) + 64,), 77, dtype=torch.int32)
+    bitmap_compiled.pack(x, count, torch.empty(128, dtype=torch.uint8), room[: sum(count)])
+    assert torch.equal(room[: sum(count)], x[x != 0])
+    assert bool((room[sum(count) :] == 77).all())
+
+
 def test_half_of_the_values_take_half_of_the_bytes():
     x = torch.ones(1024, 1024).triu(1)
     values = 1024 * 1023 // 2
