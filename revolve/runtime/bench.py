@@ -16,7 +16,7 @@ from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 from .allocations import Phase, Tracer
 from .encoding import saves_late
 from .exceptions import MeasurementError
-from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
+from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .isolation import gradients_present
 from .saving import Holder, Keep, Kept, Packer, StopRebuild, hooked
 from .stages import StageModule
@@ -51,8 +51,7 @@ class Bench:
         self.index = index
         self.stage = stage
         self.later = later
-        owned = [TorchRandom(generator) for generator in stage.generators()]
-        random = RandomState((*default_sources(devices_of(stage.tensors())), *owned, *FOREIGN))
+        random = RandomState((*default_sources(devices_of(stage.tensors())), *stage.sources(), *FOREIGN))
         before = random.read()
         present = set(map(id, attributes_of(stage)))
         first = StageState(stage, None)

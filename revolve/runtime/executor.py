@@ -48,7 +48,7 @@ from revolve.storage.shared_forms import FormSnapshot
 from .draws import Surprise, Watch
 from .encoding import Encoder, Encoding, saves_late
 from .exceptions import BudgetWarning, RecomputeError
-from .generators import FOREIGN, TorchRandom, default_sources, devices_of
+from .generators import FOREIGN, default_sources, devices_of
 from .modes import Modes
 from .program import Program
 from .replay import Replay
@@ -123,7 +123,7 @@ class Run:
         Every stage for itself where none can be looked at again: other processes, or hooks around the model, would
         have to take part.
         """
-        owned = [TorchRandom(generator) for stage in self.stages for generator in stage.generators()]
+        owned = [source for stage in self.stages for source in stage.sources()]
         alone = self.enclosing is None and not (distributed.is_available() and distributed.is_initialized())
         sources = dict.fromkeys([*default_sources(self.devices), *owned, *FOREIGN])
         return Watch(sources, self.habits.drawing if alone else [None] * len(self.stages))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-__all__ = ["FOREIGN", "RandomState", "Source", "TorchRandom", "default_sources", "devices_of"]
+__all__ = ["FOREIGN", "KINDS", "RandomState", "Source", "TorchRandom", "default_sources", "devices_of", "sources_of"]
 
 
 class Source(Protocol):
@@ -24,54 +25,91 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class TorchRandom:
-    """A ``torch.Generator`` of any device."""
+class Owned:
+    """A generator, equal to itself alone."""
 
-    generator: torch.Generator
-
-    def read(self) -> bytes:
-        """Return the state; as bytes, since as a tensor it would count as training memory."""
-        return self.generator.get_state().numpy().tobytes()
-
-    def write(self, state: bytes) -> None:
-        """Set the state."""
-        self.generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    generator: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TorchRandom) and self.generator is other.generator
+        return isinstance(other, Owned) and self.generator is other.generator
 
     def __hash__(self) -> int:
         return id(self.generator)
 
 
-class PythonRandom:
-    """The module ``random``."""
+class TorchRandom(Owned):
+    """A ``torch.Generator`` of any device."""
+
+    __slots__ = ()
+
+    def read(self) -> bytes:
+        """Return the state; as bytes, since as a tensor it would count as training memory."""
+        state: bytes = self.generator.get_state().numpy().tobytes()
+        return state
+
+    def write(self, state: bytes) -> None:
+        """Set the state."""
+        self.generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+class PythonRandom(Owned):
+    """The module ``random``, or a ``random.Random``."""
+
+    __slots__ = ()
 
     def read(self) -> Any:
         """Return the state."""
-        return random.getstate()
+        return self.generator.getstate()
 
     def write(self, state: Any) -> None:
         """Set the state."""
-        random.setstate(state)
+        self.generator.setstate(state)
 
 
-class NumpyRandom:
-    """The module ``numpy.random``."""
+class NumpyRandom(Owned):
+    """The module ``numpy.random``, or a ``RandomState``."""
+
+    __slots__ = ()
 
     def read(self) -> tuple[Any, ...]:
         """Return the state, in a form that can be compared."""
-        name, keys, *rest = np.random.get_state()
+        name, keys, *rest = self.generator.get_state()
         return (name, np.asarray(keys).tobytes(), *rest)
 
     def write(self, state: tuple[Any, ...]) -> None:
         """Set the state."""
         name, keys, *rest = state
-        np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+        self.generator.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+
+
+class NumpyGenerator(Owned):
+    """A ``numpy.random.Generator``."""
+
+    __slots__ = ()
+
+    def read(self) -> bytes:
+        """Return the state, in a form that can be compared."""
+        return pickle.dumps(self.generator.bit_generator.state)
+
+    def write(self, state: bytes) -> None:
+        """Set the state."""
+        self.generator.bit_generator.state = pickle.loads(state)
 
 
 # Reading them takes tens of microseconds.
-FOREIGN: tuple[Source, ...] = (PythonRandom(), NumpyRandom())
+FOREIGN: tuple[Source, ...] = (PythonRandom(random), NumpyRandom(np.random))
+
+KINDS: dict[type, type[TorchRandom | PythonRandom | NumpyRandom | NumpyGenerator]] = {
+    torch.Generator: TorchRandom,
+    random.Random: PythonRandom,
+    np.random.RandomState: NumpyRandom,
+    np.random.Generator: NumpyGenerator,
+}
+
+
+def sources_of(values: Iterable[Any]) -> list[Source]:
+    """Return the generators among some values; those of the operating system have no state."""
+    return [KINDS[type(value)](value) for value in values if type(value) in KINDS]
 
 
 def devices_of(tensors: Iterable[torch.Tensor]) -> tuple[torch.device, ...]:

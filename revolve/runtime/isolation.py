@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from revolve.storage.boundary import tensors_of
 
 from .exceptions import MeasurementError
-from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
+from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .stages import StageModule
 
 __all__ = ["gradients_present", "isolated", "restore_table"]
@@ -35,7 +35,7 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
         Boundaries whose devices' random number generators are put back, too.
     """
     tensors = [*(t for stage in stages for t in stage.tensors()), *(t for value in values for t in tensors_of(value))]
-    owned = [TorchRandom(generator) for stage in stages for generator in stage.generators()]
+    owned = [source for stage in stages for source in stage.sources()]
     random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
     modules = dict.fromkeys(module for stage in stages for module in stage.modules)
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -10,14 +10,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .generators import KINDS
+
 __all__ = ["reach", "referents"]
 
-LEAVES = (nn.Module, torch.Tensor, torch.Generator)
-Found = TypeVar("Found", nn.Module, torch.Tensor, torch.Generator)
+LEAVES = (nn.Module, torch.Tensor, *KINDS)
+LARGE = 1000  # items of a container that is not looked into: data
+Found = TypeVar("Found")
 
 
-def reach(function: Callable[..., Any], kind: type[Found]) -> Iterator[Found]:
-    """Yield what of one kind a function refers to, each once; a module is not looked into.
+def reach(function: Any, kind: type[Found] | tuple[type[Found], ...]) -> Iterator[Found]:
+    """Yield what of some kind a function or container refers to, each once; a module is not looked into.
 
     Seen are closures, default arguments, bound and partial arguments, attributes of callable objects,
     and the modules, tensors and generators among the global names that the function mentions.
@@ -50,9 +53,9 @@ def referents(value: Any) -> Iterable[Any]:
     if isinstance(value, partial):
         return (value.func, *value.args, *value.keywords.values())
     if isinstance(value, (list, tuple, set, frozenset)):
-        return value
+        return value if len(value) < LARGE else ()
     if isinstance(value, dict):
-        return value.values()
+        return value.values() if len(value) < LARGE else ()
     if callable(value) and not isinstance(value, type):
         slots = [name for kind in type(value).__mro__ for name in slots_of(kind)]
         kept = [getattr(value, name) for name in slots if hasattr(value, name)]

@@ -13,11 +13,14 @@ from torch import nn
 from revolve.storage.boundary import storages_of
 
 from .exceptions import ModelError, PlanMismatch
+from .generators import KINDS, Source, sources_of
 from .reaching import reach
 from .sharding import units_of
 from .tables import Contents, Place, Table
 
 __all__ = ["StageModule", "check_sequential", "flatten", "is_special", "match_stages"]
+
+INNER = frozenset(("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 
 # Attributes that let a container do something besides running its children: hooks, a forward of its own.
 SPECIAL = (
@@ -102,14 +105,25 @@ class StageModule:
         """The functions that are no modules."""
         return tuple(function for function in self.functions if not isinstance(function, nn.Module))
 
-    def generators(self) -> list[torch.Generator]:
-        """Return the random number generators that the user keeps in attributes, closures and arguments."""
-        found = [value for function in self.loose_functions for value in reach(function, torch.Generator)]
+    def sources(self) -> list[Source]:
+        """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
+        found = [*self.hidden_sources]
         for module in self.modules:
-            attributes = module.__dict__.values()
-            if torch.Generator in map(type, attributes):
-                found += [value for value in attributes if type(value) is torch.Generator]
+            attributes = vars(module).values()
+            if not KINDS.keys().isdisjoint(map(type, attributes)):
+                found += sources_of(attributes)
         return found
+
+    @cached_property
+    def hidden_sources(self) -> list[Source]:
+        """The random number generators that are not attributes of modules themselves."""
+        roots: list[Any] = [*self.loose_functions]
+        for module in self.modules:
+            roots += [value for name, value in vars(module).items() if name not in INNER]
+            forward = type(module).forward
+            roots += [] if forward.__module__.startswith("torch.") else [forward]
+        kinds: tuple[type[Any], ...] = tuple(KINDS)
+        return sources_of(value for root in roots for value in reach(root, kinds))
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""

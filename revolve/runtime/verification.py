@@ -18,7 +18,7 @@ from revolve.storage.codecs import codec_named
 from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
-from .generators import FOREIGN, RandomState, TorchRandom, default_sources, devices_of
+from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instrumentation import plan_of
 from .isolation import isolated, restore_table
 from .measurement import default_loss, running
@@ -228,7 +228,7 @@ class Trial:
         self.loss = loss
         self.device = device_of(model)
         tensors = [*model.parameters(), *model.buffers(), *tensors_of(sample)]
-        owned = [TorchRandom(generator) for generator in StageModule("model", (model,)).generators()]
+        owned = StageModule("model", (model,)).sources()
         self.random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
         self.start = self.random.read()
         self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]

@@ -114,6 +114,67 @@ def test_a_stage_that_draws_otherwise_each_time():
         planned(batch())
 
 
+class Noise:
+    """A callable that a module keeps."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __call__(self):
+        return torch.rand((), generator=self.generator)
+
+
+class Owning(nn.Module):
+    """Draws from a generator of its own, wherever it keeps it."""
+
+    def __init__(self, kept, draw):
+        super().__init__()
+        self.kept, self.draw = kept, draw
+
+    def forward(self, x):
+        return x * float(self.draw(self.kept))
+
+
+GLOBAL = torch.Generator()
+
+
+class Sharing(nn.Module):
+    """Draws from a generator among the global names."""
+
+    def forward(self, x):
+        return x * torch.rand((), generator=GLOBAL)
+
+
+OWNING = {
+    "numpy generator": lambda: Owning(np.random.default_rng(3), lambda kept: kept.random()),
+    "numpy generator, old algorithm": lambda: Owning(
+        np.random.Generator(np.random.MT19937(3)), lambda kept: kept.normal()
+    ),
+    "numpy random state": lambda: Owning(np.random.RandomState(3), lambda kept: kept.normal()),
+    "python": lambda: Owning(random.Random(3), lambda kept: kept.gauss(0, 1)),
+    "container": lambda: Owning({"a": [torch.Generator()]}, lambda kept: torch.rand((), generator=kept["a"][0])),
+    "callable": lambda: Owning(Noise(), lambda kept: kept()),
+    "global": Sharing,
+}
+
+
+@pytest.mark.parametrize("kind", OWNING)
+@pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS)
+def test_generators_of_the_user(planner, kind):
+    planned, plain = twins(perceptron(OWNING[kind]), planner)
+    found = []
+    for model in (planned, plain):
+        GLOBAL.manual_seed(3)
+        found.append([run_step(model, batch(seed=turn)) for turn in range(2)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_a_generator_of_the_operating_system_has_no_state():
+    planned, _ = twins(perceptron(lambda: Owning(None, lambda kept, generator=random.SystemRandom(): 2)))
+    planned(batch())
+
+
 def test_stages_that_never_drew_share_two_readings():
     die, drawing = Die(), [False, False, True, False, False, None, False]
     watch = Watch([die], drawing)
