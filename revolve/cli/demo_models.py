@@ -51,6 +51,7 @@ DEMO_MODELS = {
         DemoModel("resnet18", (8, 3, 224, 224), "ResNet-18: stem, 8 basic blocks, head"),
         DemoModel("resnet50", (8, 3, 224, 224), "ResNet-50: stem, 16 bottleneck blocks, head"),
         DemoModel("vgg16", (4, 3, 224, 224), "VGG-16 with batch normalisation and dropout, layer by layer"),
+        DemoModel("mobilenetv2", (8, 3, 224, 224), "MobileNetV2: stem, 17 inverted residuals, head"),
         DemoModel("mlp", (2048, 256), "8 x (linear, layer norm, GELU, dropout)"),
         DemoModel("transformer", (8, 128, 256), "12 pre-norm encoder blocks with dropout"),
     )

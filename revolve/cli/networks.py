@@ -4,7 +4,8 @@ References
 ----------
 He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016, table 1 (strides in the
 3x3 convolutions, as widely trained); Simonyan, Zisserman: Very Deep Convolutional Networks, ICLR 2015,
-table 1, column D, with batch normalisation; Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
+table 1, column D, with batch normalisation; Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2, CVPR 2018,
+table 2; Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
 encoder, with layer norm first.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["mlp", "resnet18", "resnet50", "transformer", "vgg16"]
+__all__ = ["mlp", "mobilenetv2", "resnet18", "resnet50", "transformer", "vgg16"]
 
 
 class Residual(nn.Module):
@@ -44,9 +45,9 @@ class Residual(nn.Module):
         return result
 
 
-def convolve(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
+def convolve(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Return a convolution without bias and its batch normalisation."""
-    convolution = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, groups=groups, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]
 
 
@@ -123,6 +124,50 @@ def vgg16(classes: int = 1000, width: int = 4096) -> nn.Sequential:
     for name, inputs in (("fc6", 512 * 49), ("fc7", width)):
         stages |= {name: nn.Linear(inputs, width), f"{name}_relu": nn.ReLU(inplace=True), f"{name}_drop": nn.Dropout()}
     stages["fc8"] = nn.Linear(width, classes)
+    return nn.Sequential(OrderedDict(stages))
+
+
+class Shortcut(nn.Module):
+    """A block with a linear end: ``x + body(x)``.
+
+    Parameters
+    ----------
+    body
+        The residual function, its output of the input's shape.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        result: Tensor = x + self.body(x)
+        return result
+
+
+def inverted_residual(inputs: int, outputs: int, expansion: int, stride: int) -> nn.Module:
+    """Return widening 1x1, 3x3 depthwise and narrowing 1x1 convolutions, around a shortcut where the shapes fit."""
+    width = inputs * expansion
+    # Not in place: ReLU6 saves its input, and would have to copy it.
+    widening = [*convolve(inputs, width, 1), nn.ReLU6()] if expansion > 1 else []
+    depthwise = [*convolve(width, width, 3, stride, groups=width), nn.ReLU6()]
+    body = nn.Sequential(*widening, *depthwise, *convolve(width, outputs, 1))
+    return Shortcut(body) if stride == 1 and inputs == outputs else body
+
+
+def mobilenetv2(classes: int = 1000) -> nn.Sequential:
+    """Return MobileNetV2, layer by layer but for blocks with a shortcut: 3,504,872 parameters with 1000 classes."""
+    stages = dict(zip(("conv1", "bn1"), convolve(3, 32, 3, 2), strict=True)) | {"relu1": nn.ReLU6()}
+    channels = 32
+    plan = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for level, (expansion, outputs, depth, stride) in enumerate(plan, 1):
+        for index in range(depth):
+            block = inverted_residual(channels, outputs, expansion, 1 if index else stride)
+            stages[f"layer{level}_{index}"] = block
+            channels = outputs
+    stages |= dict(zip(("conv2", "bn2"), convolve(channels, 1280, 1), strict=True)) | {"relu2": nn.ReLU6()}
+    stages |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(1280, classes)}
     return nn.Sequential(OrderedDict(stages))
 
 
