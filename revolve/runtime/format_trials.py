@@ -24,6 +24,7 @@ from .saving import Kept, Packer
 __all__ = ["measure_format"]
 
 REPEATS = 3
+Fields = dict[str, Any]  # sizes of a stage, by the names of ``Stage``
 
 
 class TimedForm:
@@ -102,11 +103,16 @@ class ActivationTrial:
         snapshot.load()
         tracer.mark()
 
-    def stored_bytes(self, phases: Sequence[Phase]) -> int:
-        """Return the bytes to plan for: the form, a reserve, and what making or reading it takes in passing."""
+    def stored_bytes(self, phases: Sequence[Phase], made: int, used: int) -> int:
+        """Return the bytes to plan for: the form, a reserve, and what making or reading it takes in passing.
+
+        The last counts only beyond the bytes that the activation's stage has in passing when it was ``made``, and the
+        next stage when it is ``used``: those peaks are planned for already.
+        """
         _, store, load = phases
-        passing = max(extra(store, store.end - store.start), extra(load, self.dense_bytes))
-        return self.account.spent + self.account.reserve + passing
+        form = self.account.spent + self.account.reserve
+        storing, loading = extra(store, store.end - store.start), extra(load, self.dense_bytes)
+        return form + max(0, min(storing, form + storing - made), loading - used)
 
 
 class ModeTrial:
@@ -182,7 +188,9 @@ def kept_forms(packer: Packer) -> list[SharedForm]:
     return list({id(k.shared): k.shared for k in kept if isinstance(k, EncodedTensor)}.values())
 
 
-def measure_format(codec: Codec, benches: Sequence[Bench], sample: Any, device: torch.device) -> StorageCosts:
+def measure_format(
+    codec: Codec, benches: Sequence[Bench], sample: Any, device: torch.device, fields: Sequence[Fields]
+) -> StorageCosts:
     """Try a format on every activation and every stage of a chain.
 
     Parameters
@@ -195,9 +203,11 @@ def measure_format(codec: Codec, benches: Sequence[Bench], sample: Any, device: 
         The model's input.
     device
         Where the tensors are.
+    fields
+        Sizes of the stages.
     """
     timed, own = TimedCodec(codec, device), storage_keys(sample)
-    stored, encoded = size_activations(timed, benches, sample, own)
+    stored, encoded = size_activations(timed, benches, sample, own, fields)
     modes = size_modes(timed, benches, sample, own, encoded)
     passes = [list(time_stages(timed, benches, sample, own, encoded)) for _ in range(REPEATS)]
     times = [tuple(map(median, zip(*found, strict=True))) for found in zip(*passes, strict=True)]
@@ -217,7 +227,7 @@ def walk(benches: Sequence[Bench], sample: Any) -> Iterator[tuple[Bench, Any]]:
 
 
 def size_activations(
-    codec: TimedCodec, benches: Sequence[Bench], sample: Any, own: set[int]
+    codec: TimedCodec, benches: Sequence[Bench], sample: Any, own: set[int], fields: Sequence[Fields]
 ) -> tuple[tuple[int, ...], list[bool]]:
     """Return the bytes to plan for each of x_0 .. x_L, and whether it is worth while; x_0 and x_L are never stored."""
     trials = []
@@ -227,9 +237,20 @@ def size_activations(
                 trials.append(ActivationTrial(value, codec, own, tracer))
         output_bytes = bytes_of(value, own)  # of the last stage's input: never used, since x_L is not stored
     count = ActivationTrial.PHASES
-    stored = [trial.stored_bytes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
+    stored = [
+        trial.stored_bytes(tracer.phases[count * i : count * (i + 1)], *passing_around(i + 1, fields))
+        for i, trial in enumerate(trials)
+    ]
     encoded = [size < trial.dense_bytes for size, trial in zip(stored, trials, strict=True)]
     return (bytes_of(sample), *stored, output_bytes), [False, *encoded, False]
+
+
+def passing_around(index: int, fields: Sequence[Fields]) -> tuple[int, int]:
+    """Return the bytes in passing when x_index is made, and at least when it is used."""
+    before, after = fields[index - 1], fields[index]
+    made = before["forward_extra"] + (fields[index - 2]["output_bytes"] if index > 1 else 0)
+    used = min(after["output_bytes"] + after["forward_extra"], after["saved_bytes"] + after["rebuild_extra"])
+    return made, used
 
 
 def size_modes(

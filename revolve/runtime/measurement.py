@@ -230,7 +230,8 @@ def measure_stages(
             phase = tracer.phases[-1]
             loss_time, loss_extra = time_loss(loss, value, device), extra(phase, gradient)
             reserve += max(0, phase.end - phase.start - gradient)
-        formats = {codec.name: measure_format(codec, benches, sample, device) for codec in codecs}
+        fields = [found.fields for found in sizes]
+        formats = {codec.name: measure_format(codec, benches, sample, device, fields) for codec in codecs}
     if progress:
         progress(len(stages) + 1, len(stages) + 1, "")
     return Chain(

@@ -1,0 +1,114 @@
+"""Recomputing alone, formats alone, and both, at the same budgets.
+
+*Formats alone* runs nothing again and keeps saved tensors in whichever formats suit the budget: the fastest of such
+schedules, found by the solver on the same chain with forward times so long that nothing is run twice.
+Each cell is the measured step over a plain one of the same run; every schedule's gradients are compared bit for bit.
+
+    python benchmarks/formats.py [--networks convolutions transformer] [--formats bitmap]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+import revolve
+from revolve import Chain, Frontier, Plan
+from revolve.cli.demo_models import DEMO_MODELS
+from revolve.schedules import InfeasibleBudget
+
+LONG = 10_000.0  # times a forward: more than any number of other things is worth
+
+
+def convolutions(depth: int = 14, channels: int = 32) -> tuple[nn.Module, torch.Tensor]:
+    """Return a plain stack of convolutions and ReLUs, as in VGG but for the pooling, and a batch."""
+    widths = [3, *[channels] * depth]
+    layers = [m for a, b in pairwise(widths) for m in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(*layers, *head), torch.randn(8, 3, 48, 48)
+
+
+def demo(name: str, *shape: int) -> Callable[[], tuple[nn.Module, torch.Tensor]]:
+    """Return a demo model with a batch of another shape."""
+    return lambda: (DEMO_MODELS[name].build(), torch.randn(shape))
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
+    "convolutions": convolutions,
+    "resnet18": demo("resnet18", 8, 3, 160, 160),
+    "transformer": demo("transformer", 4, 128, 256),
+}
+
+
+def slow(chain: Chain) -> Chain:
+    """Return a chain whose stages take so long that nothing is worth running twice."""
+    scale = LONG * chain.plain_makespan
+    return replace(chain, stages=tuple(replace(s, forward=scale, rebuild=scale) for s in chain.stages))
+
+
+def formats_alone(chain: Chain, frontier: Frontier, budget: int) -> Plan | None:
+    """Return the fastest schedule within a budget that runs every stage once; None if there is none."""
+    try:
+        plan = frontier.plan(budget)
+    except InfeasibleBudget:
+        return None
+    counts = plan.counts()
+    if counts["forward"] or counts["rebuild"] or counts["save"] > len(chain):
+        return None
+    return Plan.from_actions(chain, plan.actions, "formats alone", budget)
+
+
+def plan_within(frontier: Frontier, budget: int) -> Plan | None:
+    """Return the optimal plan within a budget, None if there is none."""
+    return frontier.plan(budget) if budget >= frontier.smallest else None
+
+
+def measure_plan(model: nn.Module, sample: torch.Tensor, plan: Plan | None, repeats: int) -> str:
+    """Run a plan beside plain steps; return what it took, and whether bits and budget were kept."""
+    if plan is None:
+        return "no schedule"
+    report = revolve.verify(revolve.checkpointed(model, plan), sample, repeats=repeats)
+    revolve.restore(model)
+    faults = [*(["DIFFERS"] if not report.passed and report.kept else []), *([] if report.kept else ["EXCEEDED"])]
+    used = sorted({action.format for action in plan.actions if getattr(action, "format", "dense") != "dense"})
+    time = report.measured_time / report.plain_time - 1
+    return " ".join([f"{time:+.1%} (planned {plan.ratio - 1:+.1%})", *used, *faults])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--formats", nargs="+", default=["bitmap"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| network | budget / plain | recomputing alone | formats alone | both |")
+    print("|---|---|---|---|---|")
+    for name in options.networks:
+        torch.manual_seed(0)
+        model, sample = NETWORKS[name]()
+        chain = revolve.measure(model, sample, formats=options.formats)
+        recomputing, both = revolve.solve(chain), revolve.solve(chain, options.formats)
+        once = revolve.solve(slow(chain), options.formats)
+        for share in options.shares:
+            budget = int(share * both.plain)
+            plans = (
+                plan_within(recomputing, budget),
+                formats_alone(chain, once, budget),
+                plan_within(both, budget),
+            )
+            cells = [measure_plan(model, sample, plan, options.repeats) for plan in plans]
+            if any(plan is not None for plan in plans):
+                print(f"| {name} | {share:.0%} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
