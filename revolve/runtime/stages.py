@@ -12,6 +12,7 @@ from torch import nn
 
 from revolve.storage.boundary import storages_of
 
+from .attributes import Attributes, Spots
 from .exceptions import ModelError, PlanMismatch
 from .generators import KINDS, Source, sources_of
 from .reaching import reach
@@ -78,10 +79,16 @@ class StageModule:
             return (*({} for _ in self.modules), *(module._buffers for module in self.modules))
         return (*(module._parameters for module in self.modules), *(module._buffers for module in self.modules))
 
-    @cached_property
-    def attributes(self) -> tuple[Table, ...]:
-        """The modules' dictionaries, in which places are numbered after the tables; FSDP keeps its own books there."""
-        return () if self.units else tuple(vars(module) for module in self.modules)
+    def attributes(self, changing: frozenset[Place] | None) -> Attributes:
+        """Return what the modules' attributes are now; their places are numbered after the tables."""
+        spots: Spots | None = self.__dict__.get("spots")
+        values = None if spots is None else spots.read()
+        if spots is None or values is None:
+            modules = () if self.units else self.modules  # FSDP keeps books of its own there
+            tables = [vars(module) for module in modules]
+            spots = self.__dict__["spots"] = Spots(tables, 2 * len(self.modules))
+            values = spots.read() or []
+        return Attributes(spots, values, changing)
 
     def contents(self) -> Contents:
         """Return what the tables hold now."""
@@ -140,10 +147,6 @@ class StageModule:
     def is_buffer(self, place: Place) -> bool:
         """Whether a place is in a table of buffers."""
         return len(self.modules) <= place[0] < 2 * len(self.modules)
-
-    def is_attribute(self, place: Place) -> bool:
-        """Whether a place is an attribute of a module."""
-        return place[0] >= 2 * len(self.modules)
 
     def module_of(self, place: Place) -> tuple[int, nn.Module]:
         """Return number and module that a place belongs to."""

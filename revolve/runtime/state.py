@@ -12,7 +12,6 @@ from torch import nn
 
 from revolve.storage.boundary import storage_keys, version_of
 
-from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
 from .stages import StageModule
@@ -30,7 +29,8 @@ class Habits:
     Attributes
     ----------
     changing
-        For each stage the places of the buffers and attributes it changes, None before they are known.
+        For each stage the places of the buffers it changes, and of the attributes it changes in place, None before they
+        are known.
     drawing
         For each stage whether it was seen to draw random numbers, None before it is known.
     warned
@@ -59,7 +59,7 @@ class StageState:
         The stage.
     changing
         Places of the buffers and attributes that the stage is known to change. None before the first run of all: then
-        :meth:`finish` compares every one. A stage that is known to change no attribute is not asked again.
+        :meth:`finish` compares every one.
 
     Attributes
     ----------
@@ -105,9 +105,7 @@ class StageState:
             for place, tensor in self.contents.items():
                 if stage.is_buffer(place) if changing is None else place in changing:
                     self.before[place] = (tensor, tensor.detach().clone())
-        self.attributes: Attributes | None = None
-        if changing is None or any(map(stage.is_attribute, changing)):
-            self.attributes = Attributes(stage.attributes, 2 * len(stage.modules), changing)
+        self.attributes = stage.attributes(changing)
         self.temporary: set[int] | frozenset[int] = NO_KEYS
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
@@ -137,13 +135,12 @@ class StageState:
         Raises
         ------
         RecomputeError
-            If the stage changed one of its parameters, or a buffer that earlier runs did not change, so that
-            its old value is lost.
+            If the stage changed one of its parameters, or a buffer or attribute that earlier runs did not change, so
+            that its old value is lost.
         """
-        attributes = NOWHERE
-        if self.attributes is not None:
-            attributes = self.attributes.finish()
-        if self.changing is not None and not self.loose and self.contents.unchanged(self.versions):
+        attributes = self.attributes.finish()
+        touched = self.attributes.touched()
+        if self.changing is not None and not self.loose and not touched and self.contents.unchanged(self.versions):
             return self.changing | attributes
         parameters, buffers = self.moved()
         loose = self.loose_touched()
@@ -155,16 +152,16 @@ class StageState:
         if self.changing is None:
             self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)} | attributes
             self.before = {place: pair for place, pair in self.before.items() if place in self.changing}
-        elif not buffers <= self.changing:
+        if surprises := touched | (buffers - self.changing):
             raise RecomputeError(
-                f"stage {self.stage.name!r} changed its buffer {self.name(buffers - self.changing, [])}, which it had "
+                f"stage {self.stage.name!r} changed its buffer or attribute {self.name(surprises, [])}, which it had "
                 "left alone in earlier steps; call revolve.checkpointed again on the model before this step"
             )
         return self.changing | attributes
 
     def kept(self) -> list[torch.Tensor]:
         """Return the old values of buffers and attributes that are kept."""
-        return [*(old for _, old in self.before.values()), *(self.attributes.tensors() if self.attributes else ())]
+        return [*(old for _, old in self.before.values()), *self.attributes.kept()]
 
     def is_statistic(self, place: Place) -> bool:
         """Whether a buffer is a statistic that its module, in training mode, updates but never reads."""
@@ -178,11 +175,11 @@ class StageState:
         Raises
         ------
         RecomputeError
-            If a parameter, or a buffer that the stage does not change, was changed in place.
+            If a parameter, or a buffer or attribute that the stage does not change, was changed in place.
         """
         loose = self.loose_touched()
         touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
-        touched = frozenset(place for place in touched if not self.is_statistic(place))
+        touched = frozenset(place for place in touched if not self.is_statistic(place)) | self.attributes.touched()
         if touched or loose:
             raise RecomputeError(
                 f"stage {self.stage.name!r} cannot be run again: {self.name(touched, loose)} has been changed in place "
@@ -193,7 +190,7 @@ class StageState:
         """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""
         self.flags = []
         self.replaced = None
-        if self.loose or not self.contents.unchanged(self.versions):
+        if self.loose or self.attributes.versions or not self.contents.unchanged(self.versions):
             self.check()
             self.replaced = None if self.contents.intact() else self.contents.put_back()
         if [module.training for module in self.stage.modules] != self.training:
@@ -214,13 +211,11 @@ class StageState:
             self.temporary = storage_keys([buffer for buffer, _ in self.datas])
             self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
             self.counters = tuple([buffer._version for buffer in self.bumped])
-        if self.attributes is not None:
-            self.attributes.__enter__()
+        self.attributes.enter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.attributes is not None:
-            self.attributes.__exit__()
+        self.attributes.leave()
         if self.datas:
             for buffer, data in reversed(self.datas):
                 buffer.data = data

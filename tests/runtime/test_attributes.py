@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from steps import PLANNERS, assert_equal_steps, assert_same, batch, perceptron, run_step, square, twins
 from torch import nn
 
 import revolve
+from revolve.runtime.exceptions import RecomputeError
 
 
 class Changing(nn.Module):
@@ -107,3 +110,69 @@ def test_gradients_switched_on_and_off_between_forward_and_backward():
         assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 8
     for ours, theirs in zip(planned.parameters(), plain.parameters(), strict=True):
         assert ours.grad is theirs.grad or torch.equal(ours.grad, theirs.grad)
+
+
+def scaled(self, x):
+    return self.scale
+
+
+def test_attributes_set_from_outside_between_forward_and_backward():
+    """A condition, or a hyperparameter, that the next forward needs."""
+    planned, plain = twins(perceptron(lambda: Changing(scaled), lambda: nn.LeakyReLU(0.1)))
+    for model in (planned, plain):
+        loss = torch.zeros(())
+        for turn in range(3):
+            for layer in model[1::4]:
+                layer.scale = batch(seed=turn)
+            loss = loss + square(model(batch()))
+        for layer in model[1::4]:
+            del layer.scale
+        for layer in model[2::4]:
+            layer.negative_slope = 0.9
+        loss.backward()
+        assert not any(hasattr(layer, "scale") for layer in model[1::4])
+        assert {layer.negative_slope for layer in model[2::4]} == {0.9}
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(planned.parameters(), plain.parameters(), strict=True))
+
+
+def test_an_attribute_that_counts_up_from_a_later_step_on():
+    planned, plain = twins(perceptron(lambda: Changing(lambda self, x: count(self, x) if self.training else 1)))
+    for model in (planned, plain):
+        for layer in model[1::3]:
+            layer.eval()
+        run_step(model, batch())
+        model.train()
+    for seed in range(2):
+        assert_same(run_step(planned, batch(seed=seed)), run_step(plain, batch(seed=seed)))
+
+
+def test_an_attribute_changed_in_place_between_forward_and_backward():
+    planned, _ = twins(perceptron(lambda: Changing(scaled)))
+    for layer in planned[1::3]:
+        layer.scale = torch.ones(16)
+    loss = square(planned(batch()))
+    planned[4].scale.mul_(2)
+    with pytest.raises(RecomputeError, match=r"stage '4' cannot be run again: scale of module 0 .* changed in place"):
+        loss.backward()
+
+
+def test_an_attribute_changed_in_place_by_a_stage_from_a_later_step_on():
+    def late(self, x):
+        return self.scale.add_(1) if self.count else self.scale
+
+    planned, _ = twins(perceptron(lambda: Changing(late)))
+    for layer in planned[1::3]:
+        layer.scale = torch.ones(16)
+    run_step(planned, batch())
+    planned[4].count = 1
+    with pytest.raises(RecomputeError, match=r"stage '4' changed its buffer or attribute scale .*checkpointed again"):
+        planned(batch())
+
+
+def test_graphs_of_earlier_steps_are_not_held():
+    planned, _ = twins(perceptron(lambda: Changing(carry)))
+    planned(batch())
+    state = weakref.ref(planned[1].state[0])
+    output = planned(batch())
+    assert state() is None
+    square(output).backward()

@@ -155,7 +155,7 @@ class Fragile(nn.Module):
     failing = False
 
     def forward(self, x):
-        if self.failing and revolve.is_recomputing():
+        if revolve.is_recomputing() and self.failing:
             raise ArithmeticError("fragile")
         return x.sin()
 

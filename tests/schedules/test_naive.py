@@ -68,3 +68,19 @@ def test_formats_that_save_stages_beside_one_that_does_not(seed):
     chain = replace(chain, formats={**chain.formats, "bitmap": plain})
     for formats in (("bitmap", "host"), ("host", "bitmap")):
         assert_twins_agree(chain, formats, [0.2, 0.6])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_form_that_is_slow_to_load_beside_a_format_that_is_not(seed):
+    # Stages are saved in the first; checkpoints beside what such stages hold are better made in the second, though
+    # loading those takes its bytes besides.
+    chain = random_chain(random.Random(seed), 5, formats=2, modes=True)
+    slow, quick = chain.formats.values()
+    slow = replace(slow, load_time=(1.0,) * 6, store_time=(0.0,) * 6, encode_time=(0.0,) * 5, decode_time=(0.0,) * 5)
+    slow = replace(slow, saved_bytes=(0,) * 5, save_extra=(0,) * 5, backward_extra=(0,) * 5)
+    quick = replace(quick, load_time=(0.0,) * 6, store_time=(0.0,) * 6)
+    stages = tuple(replace(s, saves_input=False, saves_output=True, forward_extra=0) for s in chain.stages)
+    chain = replace(chain, stages=stages, formats={"bitmap": slow, "host": quick})
+    frontier = solve(chain, formats=("bitmap", "host"))
+    for budget in range(frontier.smallest, frontier.plain + 1):
+        assert planned(frontier, budget) == least_makespan(chain, budget, ("bitmap", "host")), f"{budget} bytes"

@@ -105,10 +105,11 @@ def solve_again(case: Case) -> tuple[Action, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("consistent", [True, False])
-def test_many_chains_whose_stages_can_be_saved_in_formats(record_property, consistent):
+@pytest.mark.parametrize(("consistent", "least_share"), [(True, 0.98), (False, 0.94)])
+def test_many_chains_whose_stages_can_be_saved_in_formats(record_property, consistent, least_share):
+    # Formats whose forms are larger than the tensors, or whose decoding holds nothing, make out-of-order saves pay.
     kind = {"formats": 2, "modes": True, "consistent": consistent}
-    figures = judge(list(cases(seed=6, chains=120, lengths=(2, 3, 4), weights=(2, 2, 1), **kind)), 0.98)
+    figures = judge(list(cases(seed=6, chains=120, lengths=(2, 3, 4), weights=(2, 2, 1), **kind)), least_share)
     record_property("optimality", figures)
     print(figures)
 
