@@ -87,7 +87,7 @@ class Bench:
         """Run as ``rebuild``, into the holders of an earlier run."""
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
-            stops = self.stage.stops_early and not self.random  # as in the executor
+            stops = self.stage.stops_early and not (self.random and self.late)  # as in the executor
             pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if stops else -1)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))

@@ -109,9 +109,12 @@ class Run:
                 may_draw = watch.drawing[action.index] is not False
                 if may_draw:
                     watch.reach(action.index)
-                value = self.first_run(action, value)
+                output = self.first_run(action, value)
                 if may_draw:
-                    self.states[-1].random = watch.leave(action.index)
+                    state = self.states[-1]
+                    state.random = watch.leave(action.index)
+                    state.late = bool(state.random) and saves_late(output, value)
+                value = output
         watch.reach(len(self.stages))
         for surprise in watch.surprises:
             self.look_again(surprise, watch)
@@ -140,7 +143,9 @@ class Run:
             again = Watch(watch.random.sources, self.habits.drawing)
             for index in surprise.stages:
                 cursor = self.run_again(Forward(index), cursor, replay)
-                self.states[index].random = again.leave(index)
+                state = self.states[index]
+                state.random = again.leave(index)
+                state.late = True  # not known: its graph is gone
                 self.habits.drawing[index] = True
         if again.states not in (surprise.before, surprise.after):  # before: the numbers were drawn by another thread
             names = ", ".join(self.stages[index].name for index in surprise.stages)
@@ -289,8 +294,8 @@ class Run:
             stop = packer.last()
             if stop < 0:
                 return None
-            if state.random or not (self.program.stops[index] and stage.stops_early):
-                stop = -1  # F.rrelu draws its noise after saving it
+            if state.late or not (self.program.stops[index] and stage.stops_early):
+                stop = -1
         if state.random:
             replay.draw(state.random)
         keep = self.keep(action, value)

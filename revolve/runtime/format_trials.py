@@ -106,13 +106,17 @@ class ActivationTrial:
     def stored_bytes(self, phases: Sequence[Phase], made: int, used: int) -> int:
         """Return the bytes to plan for: the form, a reserve, and what making or reading it takes in passing.
 
-        The last counts only beyond the bytes that the activation's stage has in passing when it was ``made``, and the
-        next stage when it is ``used``: those peaks are planned for already.
+        The last counts only where no other peak that is planned for anyhow covers it: that of the activation's stage
+        when it was ``made``, before there is a form, or that of the next stage when it is ``used``, where the form is
+        still there after storing, but may have been dropped after loading.
         """
         _, store, load = phases
         form = self.account.spent + self.account.reserve
         storing, loading = extra(store, store.end - store.start), extra(load, self.dense_bytes)
-        return form + max(0, min(storing, form + storing - made), loading - used)
+        return form + max(
+            0 if form + storing <= made else max(0, storing - used),
+            0 if form + loading <= used else loading,
+        )
 
 
 class ModeTrial:
@@ -246,11 +250,17 @@ def size_activations(
 
 
 def passing_around(index: int, fields: Sequence[Fields]) -> tuple[int, int]:
-    """Return the bytes in passing when x_index is made, and at least when it is used."""
+    """Return the least bytes in passing, beside x_index, when it is made and when it is used, however that happens.
+
+    A stage that is rebuilt is reversed next. The last stage's output may belong to the caller already.
+    """
     before, after = fields[index - 1], fields[index]
-    made = before["forward_extra"] + (fields[index - 2]["output_bytes"] if index > 1 else 0)
-    used = min(after["output_bytes"] + after["forward_extra"], after["saved_bytes"] + after["rebuild_extra"])
-    return made, used
+    output = after["output_bytes"] if index + 1 < len(fields) else 0
+    input_freed = 0 if after["saves_input"] else before["output_bytes"]
+    reversing = max(after["rebuild_extra"], after["backward_extra"] - input_freed)
+    rebuilding = after["saved_bytes"] + (output if after["saves_output"] else 0) + reversing
+    running = output + min(after["forward_extra"], after["saved_bytes"] + after["save_extra"])
+    return min(before["forward_extra"], before["saved_bytes"] + before["save_extra"]), min(running, rebuilding)
 
 
 def size_modes(

@@ -65,6 +65,8 @@ class StageState:
     ----------
     random
         The generators that the stage draws from, each with its state before.
+    late
+        Whether it may draw after its last saved tensor into that tensor, as F.rrelu does; it is then run to its end.
     before
         The buffers that the stage changes (may change, until :meth:`finish`), each with a copy of its old value.
     temporary
@@ -80,6 +82,7 @@ class StageState:
         "counters",
         "datas",
         "flags",
+        "late",
         "loose",
         "random",
         "replaced",
@@ -95,6 +98,7 @@ class StageState:
         self.stage = stage
         self.training = [module.training for module in stage.modules]
         self.random: tuple[tuple[Source, Any], ...] = ()
+        self.late = False
         self.changing = changing
         self.contents = stage.contents()
         self.versions = self.contents.versions()

@@ -11,6 +11,7 @@ from layers import StochasticDepth
 from steps import PLANNERS, assert_same, batch, perceptron, run_step, twins
 from torch import nn
 from torch.autograd.graph import save_on_cpu
+from torch.nn import functional
 
 import revolve
 from revolve.runtime.draws import Watch
@@ -52,6 +53,23 @@ def test_generators_that_are_drawn_from_late(planner, draw):
     for ours, theirs in zip(found[0][:-1], found[1][:-1], strict=True):
         assert_same(ours, theirs)
     assert found[0][-1] == found[1][-1]
+
+
+class Leaky(nn.Module):
+    """Draws its noise after handing it to autograd, and saves nothing behind it."""
+
+    def forward(self, x):
+        return functional.rrelu(x, training=True) + 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rebuild_ends_no_earlier_than_the_noise_is_drawn(first):
+    layers = [nn.Linear(16, 16), Leaky()] if first else [Leaky(), nn.Linear(16, 16)]
+    planned, plain = twins(nn.Sequential(*layers, nn.Linear(16, 16), Leaky(), nn.Linear(16, 16)))
+    assert True in planned.forward.given.program.stops
+    for turn in range(2):
+        ours, theirs = (torch.manual_seed(turn) and run_step(model, batch()) for model in (planned, plain))
+        assert_same(ours, theirs)
 
 
 def test_late_draws_behind_others_and_changed_buffers():

@@ -158,20 +158,22 @@ def test_a_thousand_steps_over_changing_shapes():
 class Late(nn.Module):
     """Works on after its last saved tensor."""
 
-    def __init__(self):
+    def __init__(self, dropout):
         super().__init__()
         self.linear = nn.Linear(16, 16)
+        self.dropout = nn.Dropout(dropout)
         self.ends = []
 
     def forward(self, x):
-        y = self.linear(x).sin()
+        y = self.dropout(self.linear(x)).sin()
         self.ends.append(len(y))
         return y + 1
 
 
-def test_a_rebuild_ends_at_the_last_saved_tensor():
+@pytest.mark.parametrize("dropout", [0, 0.5])
+def test_a_rebuild_ends_at_the_last_saved_tensor(dropout):
     """Work behind it is done once, in the first run, where the plan counts on less time than a forward's."""
-    planned, _ = twins(nn.Sequential(*(Late() for _ in range(4))))
+    planned, _ = twins(nn.Sequential(*(Late(dropout) for _ in range(4))))
     stops = planned.forward.given.program.stops
     counts = planned.forward.plan.stage_counts()
     assert True in stops
