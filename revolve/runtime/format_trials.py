@@ -28,13 +28,28 @@ Fields = dict[str, Any]  # sizes of a stage, by the names of ``Stage``
 
 
 class TimedForm:
-    """A form that notes how long it takes to decode it, and knows how long it took to make it."""
+    """A form that notes how long it takes to decode and to release it, and knows how long it took to make it.
+
+    Attributes
+    ----------
+    encoding
+        Seconds that it took to make it.
+    elsewhere
+        Whether making and releasing it is counted elsewhere.
+    """
 
     def __init__(self, form: Form, codec: TimedCodec, encoding: float) -> None:
         self.form = form
         self.nbytes = form.nbytes
         self.codec = codec
         self.encoding = encoding
+        self.elsewhere = False
+
+    def __del__(self) -> None:
+        start = self.codec.clock()
+        del self.form  # removing a file takes as long as half of writing it
+        if not self.elsewhere:
+            self.codec.encoding += self.codec.clock() - start
 
     def decode(self) -> torch.Tensor:
         """Decode the form."""
@@ -57,7 +72,7 @@ class TimedCodec:
     Attributes
     ----------
     encoding, decoding
-        Seconds since they were set to 0.
+        Seconds since they were set to 0; releasing a form counts as encoding, since both happen once.
     """
 
     def __init__(self, codec: Codec, device: torch.device) -> None:
@@ -298,9 +313,16 @@ def time_mode(
         codec.encoding = codec.decoding = 0.0
         output, _packer = run_in_format(bench, leaf, codec, forms, encoded)
         outside = {id(f): f for t in (*tensors_of(leaf), *tensors_of(output)) if (f := forms.find(t, codec))}
-        forms_outside = [shared.form for shared in outside.values()]
-        encoding = codec.encoding - sum(form.encoding for form in forms_outside if isinstance(form, TimedForm))
+        elsewhere = sum(count_elsewhere(shared.form) for shared in outside.values())
         roots = [t for t in tensors_of(output) if t.requires_grad]
-        del output, outside, forms_outside
+        del output, outside
         reverse(roots, [torch.ones_like(root) for root in roots], leaf, parameters)
-        return max(0.0, encoding), codec.decoding
+        del roots, _packer
+        return max(0.0, codec.encoding - elsewhere), codec.decoding
+
+
+def count_elsewhere(form: Form) -> float:
+    """Return the seconds that it took to make a form whose costs count elsewhere."""
+    assert isinstance(form, TimedForm)
+    form.elsewhere = True
+    return form.encoding

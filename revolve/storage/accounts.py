@@ -29,7 +29,7 @@ def reserve_of(dense_bytes: int, form_bytes: int) -> int:
 
 
 class DenserThanPlanned(RevolveError, RuntimeError):  # noqa: N818 - reads as what it is
-    """Tensors have more non-zero elements than the budget leaves room for; nothing was exceeded."""
+    """Tensors have fewer zeros than there is room for, or values that a format cannot keep; nothing was exceeded."""
 
 
 class Allowance:
@@ -86,9 +86,10 @@ class Account:
             self.allowance.strain()
             if beyond > self.allowance.slack:
                 raise DenserThanPlanned(
-                    f"{self.name} would take {self.spent} bytes: it has fewer zeros than the {self.planned} bytes that "
-                    f"were planned for it allow, and the budget leaves {self.allowance.slack} bytes above the plan; "
-                    "the step was stopped before it exceeded the budget. Repeat it: it will be planned for anew"
+                    f"{self.name} would take {self.spent} bytes, and {self.planned} were planned for it: it has fewer "
+                    "zeros, or values the format cannot keep, such as NaN in int8, which stay dense. The budget leaves "
+                    f"{self.allowance.slack} bytes above the plan; the step was stopped before it exceeded them. "
+                    "Repeat it: it will be planned for anew"
                 )
             self.allowance.slack -= beyond
 

@@ -166,10 +166,10 @@ def write_buffer(flat: torch.Tensor, layout: Layout, counts: Sequence[int]) -> t
 
 def flatten(tensor: torch.Tensor) -> torch.Tensor:
     """Return the elements of a tensor, row-major and contiguous, outside any graph."""
-    if tensor.layout is not torch.strided or tensor.dtype not in DTYPES:
+    if tensor.layout is not torch.strided or tensor.dtype not in DTYPES or tensor.is_meta:
         raise CodecError(
-            f"the bitmap format keeps strided tensors of plain dtypes, not {tensor.layout} of {tensor.dtype}; "
-            f"keep this tensor dense"
+            f"the bitmap format keeps strided tensors of plain dtypes, not {tensor.layout} of {tensor.dtype} on "
+            f"{tensor.device}; keep this tensor dense"
         )
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
 
@@ -185,7 +185,7 @@ def encode(tensor: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     CodecError
-        For a tensor that is sparse, or of another dtype.
+        For a tensor that is sparse, of another dtype, or without data (meta).
 
     References
     ----------
@@ -233,6 +233,8 @@ def read_header(buffer: torch.Tensor) -> tuple[Layout, int]:
     if form not in (DENSE, BITMAP) or code >= len(DTYPES) or len(head) < START.size + 8 * dimensions:
         raise BitmapError(f"damaged header: form {form}, dtype {code}, {dimensions} dimensions")
     shape = struct.unpack_from(f"<{dimensions}Q", head, START.size)
+    if math.prod(max(size, 1) for size in shape) >= 2**60:  # torch counts so far, also where another size is zero
+        raise BitmapError(f"damaged header: no tensor has the shape {shape}")
     layout = Layout(DTYPES[code], shape, values, form == DENSE)
     if layout.size != len(buffer) or (layout.dense and values != layout.length):
         raise BitmapError(

@@ -22,9 +22,9 @@ __all__ = ["EncodedTensor", "FormSnapshot", "Forms", "SharedForm"]
 
 
 def eligible(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's storage can be encoded: plain strided elements, with no conjugation to be done."""
+    """Whether a tensor's storage can be encoded: plain strided elements that exist, with no conjugation to be done."""
     kind = type(tensor)
-    plain = kind is torch.Tensor or kind is torch.nn.Parameter
+    plain = (kind is torch.Tensor or kind is torch.nn.Parameter) and not tensor.is_meta
     return (
         plain and tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference())
     )

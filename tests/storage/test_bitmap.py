@@ -204,7 +204,9 @@ def test_a_buffer_may_lie_anywhere():
     assert torch.equal(bitmap.decode(spaced), x)
 
 
-@pytest.mark.parametrize("x", [torch.eye(3).to_sparse(), torch.empty(3, dtype=torch.float4_e2m1fn_x2)])
+@pytest.mark.parametrize(
+    "x", [torch.eye(3).to_sparse(), torch.empty(3, dtype=torch.float4_e2m1fn_x2), torch.empty(3, device="meta")]
+)
 def test_what_cannot_be_kept_is_refused(x):
     with pytest.raises(CodecError, match="keep this tensor dense"):
         bitmap.encode(x)

@@ -90,6 +90,19 @@ def test_a_header_that_asks_for_more_than_there_is_allocates_nothing():
     assert refused(torch.tensor(list(header), dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("shape", [(2**63, 0), (0, 2**64 - 1), (2**32, 2**32, 0), (0, 2**60)])
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_shape_that_no_tensor_has_is_refused(shape, dense):
+    """A zero makes the product small, but torch multiplies the others."""
+    header = bitmap.Layout(torch.float32, shape, 0, dense).header()
+    assert refused(signed(torch.tensor(list(header), dtype=torch.uint8)))
+
+
+def test_empty_tensors_of_large_sides_come_back():
+    tensor = torch.empty(2**40, 0, 3)
+    assert bitmap.decode(bitmap.encode(tensor)).shape == tensor.shape
+
+
 def test_damage_is_a_value_error():
     assert issubclass(BitmapError, ValueError)
     assert issubclass(BitmapError, RevolveError)
