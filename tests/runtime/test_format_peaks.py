@@ -43,6 +43,7 @@ def first_stored(format_: str, length: int) -> list[list]:
     return [*forward, ["loss"], *again, *back, ["load", 0], ["rebuild", 0], ["backward", 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["bf16", "int8", "int4", "disk"])
 def test_points_of_the_frontier(format_):
     model, x = perceptron(), torch.randn(4096, 96)
