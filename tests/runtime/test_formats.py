@@ -21,7 +21,7 @@ from revolve.runtime.instrumentation import plan_of
 from revolve.storage import codecs
 from revolve.storage.accounts import DenserThanPlanned
 
-SIDE = 16
+SIDE = 32
 
 
 def convolutions() -> nn.Sequential:
@@ -93,9 +93,9 @@ def test_stages_share_one_form_of_what_stands_between_them(chain, counted):
     planned = revolve.checkpointed(convolutions(), Plan.from_actions(chain, saving(len(chain), "bitmap")))
     output = planned(pictures())
     between = [j for j in range(1, len(chain)) if chain.encoded("bitmap", j)]
-    assert between == [2, 4, 6, 7]  # what the three ReLUs and the pool return
+    assert between == [2, 4, 6]  # what the three ReLUs return; the pool leaves too few zeros
     alive = [form() for form in counted if form() is not None]
-    assert len(alive) == len(counted) == 4
+    assert len(alive) == len(counted) == 3
     del alive
     output.square().mean().backward()
     assert not any(form() for form in counted)
@@ -126,7 +126,7 @@ def test_a_loaded_activation_is_not_encoded_again(chain, counted):
     actions += [["save", 1], ["backward", 1], ["backward", 0]]
     planned = revolve.checkpointed(convolutions(), Plan.from_actions(chain, actions))
     assert_same(run_step(planned, pictures()), run_step(convolutions(), pictures()))
-    assert len(counted) == 4
+    assert len(counted) == 3
 
 
 def test_everything_is_released_without_a_backward(chain, counted):
