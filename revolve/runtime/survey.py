@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from revolve.storage.boundary import bytes_of, cut, map_tensors, tensors_of
+from revolve.storage.boundary import cut, map_tensors, tensors_of
 
 from .allocations import Tracer, trace_allocations
 from .bench import run_loss, step_clock
 from .exceptions import ModelError
 from .following import Follower, StandIn
+from .gradients import GradientLayout
 from .parts import PartCall
 from .samples import Arguments
 from .saving import hooked
@@ -59,6 +60,7 @@ def survey(
     first, traced, timed = (Surveyor(model, stages, device) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()
+    traced.layouts = timed.layouts = first.layouts
     given = arguments()
     clear_gradients(model)
     with trace_allocations(device) as traced.tracer:
@@ -72,7 +74,7 @@ def survey(
     for parameter in model.parameters():
         parameter.grad = None
     phases = dict(zip(traced.labels, traced.tracer.phases, strict=True))
-    return Surroundings(trail.called(stages), trail.value, seconds, phases, traced.gradients)
+    return Surroundings(trail.called(stages), trail.value, seconds, phases, traced.copies)
 
 
 def clear_gradients(model: nn.Module) -> None:
@@ -112,10 +114,12 @@ class Surveyor(Follower):
         What traces the step, if anything does.
     labels
         What each of its marks stands for.
-    gradients
-        Bytes of the gradients that each stage's backward begins with.
+    copies
+        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense.
     stage_seconds
         Seconds spent in stages.
+    layouts
+        Of the gradients for each call's inputs. The first step finds them; another surveyor is given them.
     """
 
     def __init__(self, model: nn.Module, stages: Sequence[StageModule], device: torch.device) -> None:
@@ -128,8 +132,9 @@ class Surveyor(Follower):
         self.ends = {begin + len(stages[number].functions) - 1: number for begin, number in self.begins.items()}
         self.tracer: Tracer | None = None
         self.labels: list[tuple[str, int]] = []
-        self.gradients: dict[int, int] = {}
+        self.copies: dict[int, int] = {}
         self.stage_seconds = 0.0
+        self.layouts: list[GradientLayout] = []
         self.token = torch.zeros((), device=device, requires_grad=True)
         self.trails: list[SurveyTrail] = []
 
@@ -207,9 +212,7 @@ class SurveyTrail:
         if number in surveyor.begins:
             surveyor.mark("start", surveyor.begins[number])
         start = step_clock(surveyor.device)
-        args, kwargs = part.arguments(map_tensors(self.as_made, value))
-        with hooked(lambda tensor: None):
-            output = forward(*args, **kwargs)
+        output = self.run(forward, part.arguments(map_tensors(self.as_made, value)), arguments)
         surveyor.stage_seconds += step_clock(surveyor.device) - start
         others = [tensor for tensor in tensors_of(arguments) if id(tensor) not in linked]
         passed = {id(side): tensor for side, tensor in zip(part.side, others, strict=True)}
@@ -218,6 +221,18 @@ class SurveyTrail:
         output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), detour.apply(output, passed, inputs))
         if number in surveyor.ends:
             surveyor.mark("end", surveyor.ends[number])
+        return output
+
+    def run(self, forward: Callable[..., Any], arguments: Arguments, given: Arguments) -> Any:
+        """Run a call that keeps nothing; the first time, see how the gradients lie that its backward gives."""
+        layouts, (args, kwargs) = self.surveyor.layouts, arguments
+        if self.position <= len(layouts):
+            with hooked(lambda tensor: None):
+                return forward(*args, **kwargs)
+        pairs = zip(tensors_of(arguments), tensors_of(given), strict=True)
+        inputs = [tensor for tensor, original in pairs if original.requires_grad]
+        output = forward(*args, **kwargs)
+        layouts.append(GradientLayout.probe(output, inputs))
         return output
 
     def as_made(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -245,17 +260,22 @@ class Turn:
         replaced = dict(zip(map(id, outside), made, strict=True))
         return map_tensors(lambda t: t if id(t) in passed else replaced.get(id(t), t.detach()), output)
 
-    def reverse(self, gradients: Sequence[torch.Tensor | None], inputs: Sequence[Any]) -> list[torch.Tensor]:
+    def reverse(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Return zeros for the inputs."""
         surveyor = self.surveyor
         if self.number in surveyor.ends:
             stage = surveyor.ends[self.number]
-            surveyor.gradients[stage] = bytes_of([gradient for gradient in gradients if gradient is not None])
+            surveyor.copies[stage] = sum(g.nbytes for g in gradients if g is not None and not is_dense(g))
             surveyor.mark("back", stage)
-        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in inputs]
+        zeros = surveyor.layouts[self.number].make()
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
         return zeros
+
+
+def is_dense(gradient: torch.Tensor) -> bool:
+    """Whether a gradient lies in memory without gaps and overlaps."""
+    return torch.empty_like(gradient, device="meta").stride() == gradient.stride()
 
 
 class Detour(torch.autograd.Function):
@@ -267,11 +287,10 @@ class Detour(torch.autograd.Function):
     ) -> Any:
         """Return the outputs."""
         ctx.turn = turn
-        ctx.inputs = [(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         """Return zeros, allocated as the call's own gradients are."""
-        return None, None, None, *ctx.turn.reverse(gradients, ctx.inputs)
+        return None, None, None, *ctx.turn.reverse(gradients)
