@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .runtime.instrumentation import checkpointed, restore
-    from .runtime.measurement import measure
+    from .runtime.linearization import Stages, linearize
+    from .runtime.profiling import measure
     from .runtime.replay import is_recomputing
     from .runtime.verification import Report, verify
     from .schedules import (
@@ -61,9 +62,11 @@ __all__ = [
     "Simulation",
     "SolverMemoryError",
     "Stage",
+    "Stages",
     "Store",
     "checkpointed",
     "is_recomputing",
+    "linearize",
     "measure",
     "restore",
     "simulate",
@@ -74,7 +77,9 @@ __all__ = [
 RUNTIME = {
     "checkpointed": "revolve.runtime.instrumentation",
     "restore": "revolve.runtime.instrumentation",
-    "measure": "revolve.runtime.measurement",
+    "measure": "revolve.runtime.profiling",
+    "linearize": "revolve.runtime.linearization",
+    "Stages": "revolve.runtime.linearization",
     "verify": "revolve.runtime.verification",
     "Report": "revolve.runtime.verification",
     "is_recomputing": "revolve.runtime.replay",

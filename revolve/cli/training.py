@@ -150,7 +150,7 @@ def prepare(spec: str, shape: str | None, dtype: str, seed: int) -> Subject:
 def measure_chain(subject: Subject, save_chain: Path | None, formats: list[str] | None) -> Chain:
     """Measure a model's chain, with the formats that were asked for, and keep it where that was asked for."""
     with user_code("measuring"), show_progress("measuring") as progress:
-        from revolve.runtime.measurement import measure
+        from revolve.runtime.profiling import measure
 
         chain = measure(subject.model, subject.sample, formats=formats or (), progress=progress)
         chain = replace(chain, name=subject.spec)

@@ -49,6 +49,10 @@ class Watch:
         self.start = 0  # the stage that the states were read before
         self.surprises: list[Surprise] = []
 
+    def look(self) -> None:
+        """Read the generators anew: whoever drew meanwhile was no stage."""
+        self.states = self.random.read()
+
     def moved(self) -> Drawn:
         """Read the generators; return those that moved, each with its state before."""
         before, self.states = self.states, self.random.read()

@@ -27,20 +27,24 @@ The rules, cited as [n] in code and tests:
 [11] What the schedule names a format for is encoded at once, each storage once however many tensors and stages
     share it, and decoded anew for each use. Before a form takes more than plan and budget have room for,
     the step fails.
+[12] Stages may be called by the model itself, one by one. Where it does not call all of them, the schedule is not
+    followed: every stage is filled as in [6], with the same warning.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import distributed
+from torch.autograd.graph import saved_tensors_hooks
 
-from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
+from revolve.schedules.actions import Action, Backward, Drop, Forward, Load, Rebuild, Save, Store
 from revolve.storage.boundary import cut, storage_keys, storages_of, tensors_of, versions_of
 from revolve.storage.dense import DenseSnapshot, Enclosing
 from revolve.storage.shared_forms import FormSnapshot
@@ -58,6 +62,29 @@ from .stages import StageModule
 from .state import Habits, StageState
 
 __all__ = ["Run"]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """A stage's first run, while it lasts.
+
+    Attributes
+    ----------
+    index, state
+        The stage, and what it sees.
+    versions
+        Of its input.
+    keep
+        What fills its holders.
+    hooks
+        What it has to run under.
+    """
+
+    index: int
+    state: StageState
+    versions: tuple[int, ...]
+    keep: Keep | None
+    hooks: saved_tensors_hooks
 
 
 class Run:
@@ -82,6 +109,8 @@ class Run:
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.snapshots: dict[int, DenseSnapshot | FormSnapshot] = {}
+        self.sweep = iter(program.sweep)
+        self.swept = False
         self.actions = program.rest
         self.position = 0
         self.ready = len(stages)  # the schedule stands just before the backward of this stage
@@ -90,6 +119,18 @@ class Run:
 
     def forward(self, value: Any) -> Any:
         """Run the first sweep [1] and return the model's output."""
+        self.begin(value)
+        for stage in self.stages:
+            first = self.enter(value)
+            with first.hooks:
+                output = stage(value)
+            self.leave(first, value, output)
+            value = output
+        self.finish(value)
+        return value
+
+    def begin(self, value: Any, *, apart: bool = False) -> None:
+        """Begin the first sweep at the model's input; ``apart`` if anything else happens between stages."""
         self.devices = devices_of([*tensors_of(value), *self.tensors])
         self.modes = Modes.current(self.devices)
         del self.tensors
@@ -99,35 +140,71 @@ class Run:
         if program.formats:
             own = storage_keys(value)
             self.encoding = Encoding(program.chain, program.slack, own, self.habits.strain)
-        watch = self.watch()
-        for action in self.program.sweep:
+        self.watching = self.watch(apart)
+
+    def enter(self, value: Any) -> FirstRun:
+        """Follow the sweep up to the next stage's first run, on a value."""
+        action = self.follow_sweep(value)
+        assert isinstance(action, (Forward, Save))
+        index = action.index
+        if self.watching.drawing[index] is not False:
+            self.watching.reach(index)
+        state = StageState(self.stages[index], self.habits.changing[index])
+        self.states.append(state)
+        keep = self.keep(action, value, self.enclosing)
+        return FirstRun(index, state, versions_of(value), keep, hooked(self.packers[index].record(self, keep=keep)))
+
+    def follow_sweep(self, value: Any) -> Action | None:
+        """Store and drop activations as the sweep says; return the next action of another kind."""
+        for action in self.sweep:
             if isinstance(action, Store):
                 self.snapshots[action.index] = self.store(action, value, self.enclosing)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
-            elif isinstance(action, (Forward, Save)):
-                may_draw = watch.drawing[action.index] is not False
-                if may_draw:
-                    watch.reach(action.index)
-                output = self.first_run(action, value)
-                if may_draw:
-                    state = self.states[-1]
-                    state.random = watch.leave(action.index)
-                    state.late = bool(state.random) and saves_late(output, value)
-                value = output
+            else:
+                return action
+        return None
+
+    def leave(self, first: FirstRun, value: Any, output: Any) -> None:
+        """Take note of what a stage did that was entered with a value."""
+        index, state = first.index, first.state
+        if isinstance(first.keep, Encoder):
+            if state.changing is None and saves_late(output, value):
+                raise RecomputeError(
+                    f"stage {state.stage.name!r} saves a tensor before it is written, as F.rrelu does, so that it "
+                    "cannot be kept in another format than dense; measure and plan again"
+                )
+            first.keep.finish(output, self.packers[index].live())
+        if versions_of(value) != first.versions:
+            raise RecomputeError(
+                f"stage {state.stage.name!r} changes its input in place, so it cannot be run again [8]; "
+                "join it with the stage before it, or use inplace=False"
+            )
+        self.habits.changing[index] = state.finish()
+        if self.watching.drawing[index] is not False:
+            state.random = self.watching.leave(index)
+            state.late = bool(state.random) and saves_late(output, value)
+
+    def finish(self, value: Any) -> None:
+        """End the first sweep with the model's output."""
+        self.follow_sweep(value)
+        self.swept = True
+        watch = self.watching
+        del self.watching
         watch.reach(len(self.stages))
         for surprise in watch.surprises:
             self.look_again(surprise, watch)
-        return value
 
-    def watch(self) -> Watch:
+    def watch(self, apart: bool) -> Watch:
         """Watch torch's, the user's, Python's and NumPy's generators.
 
-        Every stage for itself where none can be looked at again: other processes, or hooks around the model, would
-        have to take part.
+        Every stage for itself where stages run apart, or none can be looked at again: other processes, or hooks around
+        the model, would have to take part.
         """
         owned = [source for stage in self.stages for source in stage.sources()]
-        alone = self.enclosing is None and not (distributed.is_available() and distributed.is_initialized())
+        alone = (
+            not apart and self.enclosing is None and not (distributed.is_available() and distributed.is_initialized())
+        )
         sources = dict.fromkeys([*default_sources(self.devices), *owned, *FOREIGN])
         return Watch(sources, self.habits.drawing if alone else [None] * len(self.stages))
 
@@ -160,31 +237,6 @@ class Run:
             return DenseSnapshot(value, enclosing)
         return self.encoding.store(action.index, value, action.format)
 
-    def first_run(self, action: Forward | Save, value: Any) -> Any:
-        """Run a stage for the first time."""
-        index = action.index
-        stage = self.stages[index]
-        state = StageState(stage, self.habits.changing[index])
-        self.states.append(state)
-        versions = versions_of(value)
-        keep = self.keep(action, value, self.enclosing)
-        with hooked(self.packers[index].record(self, keep=keep)):
-            output = stage(value)
-        if isinstance(keep, Encoder):
-            if state.changing is None and saves_late(output, value):
-                raise RecomputeError(
-                    f"stage {stage.name!r} saves a tensor before it is written, as F.rrelu does, so that it cannot be "
-                    "kept in another format than dense; measure and plan again"
-                )
-            keep.finish(output, self.packers[index].live())
-        if versions_of(value) != versions:
-            raise RecomputeError(
-                f"stage {stage.name!r} changes its input in place, so it cannot be run again [8]; "
-                "join it with the stage before it, or use inplace=False"
-            )
-        self.habits.changing[index] = state.finish()
-        return output
-
     def keep(self, action: Forward | Save | Rebuild, value: Any, enclosing: Enclosing | None = None) -> Keep | None:
         """Return what fills the holders in a run of a stage."""
         if type(action) is Forward:
@@ -201,7 +253,10 @@ class Run:
             stage = holder.stage
             if stage < self.ready:
                 self.follow(torch._C._current_graph_task_id())
-                self.advance(stage)
+                if self.swept:
+                    self.advance(stage)
+                else:
+                    self.warn(stage)
             if holder.kept is None:
                 self.recover(stage)
             if holder.kept is None:
@@ -229,13 +284,15 @@ class Run:
         """Say once that the budget was made for another order of backward."""
         if not self.habits.warned:
             self.habits.warned = True
-            warnings.warn(
+            reason = (
                 f"backward asked again for stage {self.stages[stage].name!r}, which the plan was done with (a second "
-                "backward, a part of the graph, another order); gradients are right, but time and memory may exceed "
-                "the plan's",
-                BudgetWarning,
-                stacklevel=2,
+                "backward, a part of the graph, another order)"
             )
+            if not self.swept:
+                missing = self.stages[min(len(self.states), len(self.stages) - 1)].name
+                reason = f"the model did not run stage {missing!r} on the output of the one before, as the plan has it"
+            message = f"{reason}; gradients are right, but time and memory may exceed the plan's"
+            warnings.warn(message, BudgetWarning, stacklevel=2)
 
     def restart(self) -> None:
         """Begin the schedule anew, from x_0 [5]."""

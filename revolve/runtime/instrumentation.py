@@ -13,14 +13,16 @@ from revolve.schedules.plans import Plan
 from revolve.schedules.units import parse_bytes
 
 from .exceptions import ModelError, PlanMismatch
-from .measurement import measure
+from .interception import PlannedChain, chain_of
 from .memory import free_bytes
+from .profiling import measure
 from .runner import Runner
-from .stages import check_sequential, match_stages
+from .stages import check_model, is_plain_sequential, match_stages
 
-__all__ = ["checkpointed", "plan_of", "restore"]
+__all__ = ["Instrument", "checkpointed", "instrument_of", "plan_of", "put_on", "restore", "take_off"]
 
 Model = TypeVar("Model", bound=nn.Module)
+Instrument = Runner | PlannedChain
 
 # Plans that cover plain training leave no trace on the model itself, so they are remembered here.
 PLAIN_PLANS: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
@@ -40,7 +42,7 @@ def checkpointed(
     Parameters
     ----------
     model
-        An nn.Sequential. Only this instance changes: its modules, parameter names, state_dict and
+        Any module. Only this instance and its modules' change: classes, parameter names, state_dict and
         hooks stay as they are, and it can be pickled and deep-copied.
     plan
         A plan for this model, from ``solve(measure(model, sample)).plan(budget)`` or ``Plan.load``.
@@ -72,7 +74,7 @@ def checkpointed(
     parameters, autocast) is measured and planned for within the same budget when it comes for the first time;
     where the budget is too small for it, that is an InfeasibleBudget. A plan without a budget serves every call.
     """
-    sequential = check_sequential(model)
+    check_model(model)
     if plan is None:
         if sample is None or budget is None:
             raise PlanMismatch("checkpointed(model) needs a plan, or both sample= and budget=")
@@ -82,17 +84,48 @@ def checkpointed(
         raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample=, budget= and formats=, not both")
     if not isinstance(plan, Plan):
         raise PlanMismatch(f"the plan is a {type(plan).__name__}; pass a revolve.Plan (Plan.load(path) reads a file)")
-    match_stages(sequential._modules, [stage.name for stage in plan.chain.stages])
+    instrument = make_instrument(model, plan)
+    restore(model)
+    if plan.plain:
+        PLAIN_PLANS[model] = plan
+    else:
+        put_on(model, instrument)
+    return model
+
+
+def make_instrument(model: nn.Module, plan: Plan) -> Instrument:
+    """Return what lets a model train by a plan."""
+    if not is_plain_sequential(model):
+        return PlannedChain(model, plan)
+    match_stages(model._modules, [stage.name for stage in plan.chain.stages])
     present = model.__dict__.get("forward")
     if present is not None and not isinstance(present, Runner):
         raise ModelError("the model's forward has been replaced on the instance by something else; undo that first")
-    runner = None if plan.plain else Runner(sequential._modules, plan)
-    restore(model)
-    if runner is None:
-        PLAIN_PLANS[model] = plan
+    return Runner(model._modules, plan)
+
+
+def instrument_of(model: nn.Module) -> Instrument | None:
+    """Return what lets a model train by a plan, if anything does."""
+    if not is_plain_sequential(model):
+        return chain_of(model)
+    forward = model.__dict__.get("forward")
+    return forward if isinstance(forward, Runner) else None
+
+
+def put_on(model: nn.Module, instrument: Instrument) -> None:
+    """Let a model train by a plan."""
+    if isinstance(instrument, Runner):
+        model.__dict__["forward"] = instrument
     else:
-        model.__dict__["forward"] = runner
-    return model
+        instrument.put_on()
+
+
+def take_off(model: nn.Module, instrument: Instrument) -> None:
+    """Let a model train plainly."""
+    if isinstance(instrument, Runner):
+        model.__dict__.pop("forward", None)
+    else:
+        instrument.take_off()
 
 
 def restore(model: Model) -> Model:
@@ -104,12 +137,13 @@ def restore(model: Model) -> Model:
         The same object.
     """
     PLAIN_PLANS.pop(model, None)
-    if isinstance(model.__dict__.get("forward"), Runner):
-        del model.__dict__["forward"]
+    instrument = instrument_of(model)
+    if instrument is not None:
+        take_off(model, instrument)
     return model
 
 
 def plan_of(model: nn.Module) -> Plan | None:
     """Return the plan that a model trains by, or None."""
-    runner = model.__dict__.get("forward")
-    return runner.plan if isinstance(runner, Runner) else PLAIN_PLANS.get(model)
+    instrument = instrument_of(model)
+    return PLAIN_PLANS.get(model) if instrument is None else instrument.plan

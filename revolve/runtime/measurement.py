@@ -22,17 +22,27 @@ from revolve.storage.codecs import Codec, codec_named
 
 from .allocations import trace_allocations
 from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss, try_stage
-from .exceptions import MeasurementError
+from .exceptions import MeasurementError, ModelError
 from .format_trials import measure_format
 from .generators import devices_of
 from .isolation import isolated
+from .parts import PartCall
 from .replay import recomputing
 from .saving import hooked
 from .sharding import units_of
 from .situations import describe_input
-from .stages import StageModule, check_sequential, flatten
+from .stages import StageModule, flatten
 
-__all__ = ["default_loss", "find_stages", "measure", "measure_children", "measure_stages", "running"]
+__all__ = [
+    "Progress",
+    "copy_of",
+    "default_loss",
+    "find_stages",
+    "measure_children",
+    "measure_stages",
+    "refuse_sharded",
+    "running",
+]
 
 Progress = Callable[[int, int, str], None]
 
@@ -47,56 +57,12 @@ NOISE = 1.5  # up to this ratio, times of stages that are otherwise alike count 
 
 
 def default_loss(output: Any) -> torch.Tensor:
-    """Return half the mean square of the output: a loss whose gradient is neither constant nor zero."""
+    """Return the output's own ``loss``, else half its mean square: the gradient is neither constant nor zero."""
+    own = getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor) and own.numel() == 1 and own.requires_grad:
+        return own
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_of(output) if t.requires_grad]
     return sum((0.5 * part.square().mean() for part in parts), start=torch.zeros(()))
-
-
-def measure(
-    model: Any,
-    sample: Any,
-    loss: Callable[[Any], torch.Tensor] | None = None,
-    *,
-    formats: Sequence[str] = ("dense",),
-    progress: Progress | None = None,
-) -> Chain:
-    """Measure the stages of a model by running them.
-
-    Parameters
-    ----------
-    model
-        An nn.Sequential in training mode; nested ones are flattened. A child that changes its input or
-        returns a view of it (in-place ReLU, Flatten) is glued to the one before it.
-    sample
-        The input: a tensor, or tuples, lists and dicts of tensors, on the model's device.
-    loss
-        Maps the output to a scalar; default half the mean square.
-    formats
-        Storage formats to try on checkpoints and saved tensors: ``"bitmap"``, ``"bf16"`` ... (docs/storage.md).
-    progress
-        Called with stages done, stages in all, and the name of the next one.
-
-    Returns
-    -------
-    Chain
-        Times in seconds (CPU time on a CPU), sizes in bytes. Parameters, gradients, buffers, hooks
-        and random numbers are as before.
-
-    Raises
-    ------
-    ModelError
-        If the model is no nn.Sequential.
-    MeasurementError
-        If a stage cannot be run; the message names it.
-    CodecError
-        If there is no such format.
-    """
-    sequential = check_sequential(model)
-    if not any(child.training for child in sequential):
-        raise MeasurementError(
-            "the model is in eval mode, where nothing is kept for backward; call model.train() first"
-        )
-    return measure_children(sequential._modules, sample, type(model).__name__, loss, progress, formats)
 
 
 def measure_children(
@@ -110,16 +76,21 @@ def measure_children(
     """Measure a table of children that run one after the other; also in the middle of a step."""
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
     codecs = find_codecs(formats)
+    refuse_sharded(stages)
+    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
+    with isolated(stages, sample), recomputing(), keep:
+        glued = find_stages(stages, sample)
+        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs)
+
+
+def refuse_sharded(stages: Sequence[StageModule]) -> None:
+    """Refuse to measure stages whose parameters are spread over processes."""
     if units_of(module for stage in stages for module in stage.modules):
         raise MeasurementError(
             "the model's parameters are sharded by fully_shard, so that single stages cannot be measured (nor planned "
             "for again, where a call looks otherwise than the plan's); measure before fully_shard, with every module "
             "that is to be sharded as one stage, and use a plan without a budget, Plan.from_actions(chain, actions)"
         )
-    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
-    with isolated(stages, sample), recomputing(), keep:
-        glued = find_stages(stages, sample)
-        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs)
 
 
 def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModule]:
@@ -177,7 +148,7 @@ def running(stage: StageModule, value: Any) -> Iterator[None]:
     """Turn any failure of a stage into an error that names it and its input."""
     try:
         yield
-    except (MeasurementError, torch.OutOfMemoryError):
+    except (MeasurementError, ModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -258,7 +229,7 @@ def pool_times(
     """
     groups: dict[Any, list[int]] = {}
     for index, (stage, found) in enumerate(zip(stages, sizes, strict=True)):
-        prints = tuple(repr(f) if isinstance(f, nn.Module) else id(f) for f in stage.functions)
+        prints = tuple(repr(f) if isinstance(f, (nn.Module, PartCall)) else id(f) for f in stage.functions)
         groups.setdefault((prints, *found.fields.values()), []).append(index)
     pooled = list(times)
     for group in groups.values():

@@ -1,11 +1,11 @@
-"""Cuts an nn.Sequential into stages: its children, nested ones flattened, some glued together."""
+"""Stages, and how an nn.Sequential is cut into them: its children, nested ones flattened, some glued together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from .reaching import reach
 from .sharding import units_of
 from .tables import Contents, Place, Table
 
-__all__ = ["StageModule", "check_sequential", "flatten", "is_special", "match_stages"]
+__all__ = ["StageModule", "check_model", "flatten", "is_plain_sequential", "is_special", "match_stages"]
 
 INNER = frozenset(("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 
@@ -31,6 +31,14 @@ SPECIAL = (
     "_backward_pre_hooks",
     "forward",
 )
+
+
+@dataclass(slots=True)
+class Known:
+    """What was last seen of a stage's modules: used as long as it is so, and shared by stages of the same modules."""
+
+    contents: Contents | None = None
+    spots: Spots | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,17 @@ class StageModule:
         """Return this stage glued to the one after it."""
         return StageModule(f"{self.name}+{following.name}", self.functions + following.functions)
 
+    def as_called(self, functions: tuple[Callable[[Any], Any], ...]) -> StageModule:
+        """Return this stage of modules as functions that call them; it has no loose tensors yet."""
+        twin = StageModule(self.name, functions)
+        shared = {name: getattr(self, name) for name in ("modules", "units", "tables", "known", "hidden_sources")}
+        twin.__dict__.update(shared, loose=(), loose_functions=())
+        return twin
+
+    def add_loose(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Add tensors that functions of the stage use outside of modules."""
+        self.__dict__["loose"] = (*self.loose, *tensors)
+
     @cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """Every module of the stage, each once."""
@@ -79,23 +98,28 @@ class StageModule:
             return (*({} for _ in self.modules), *(module._buffers for module in self.modules))
         return (*(module._parameters for module in self.modules), *(module._buffers for module in self.modules))
 
+    @cached_property
+    def known(self) -> Known:
+        """What was last seen of tables and attributes."""
+        return Known()
+
     def attributes(self, changing: frozenset[Place] | None) -> Attributes:
         """Return what the modules' attributes are now; their places are numbered after the tables."""
-        spots: Spots | None = self.__dict__.get("spots")
+        spots = self.known.spots
         values = None if spots is None else spots.read()
         if spots is None or values is None:
             modules = () if self.units else self.modules  # FSDP keeps books of its own there
             tables = [vars(module) for module in modules]
-            spots = self.__dict__["spots"] = Spots(tables, 2 * len(self.modules))
+            spots = self.known.spots = Spots(tables, 2 * len(self.modules))
             values = spots.read() or []
         return Attributes(spots, values, changing)
 
     def contents(self) -> Contents:
         """Return what the tables hold now."""
-        known = self.__dict__.get("known")
-        if known is None or not known.intact():
-            known = self.__dict__["known"] = Contents(self.tables)
-        return known
+        contents = self.known.contents
+        if contents is None or not contents.intact():
+            contents = self.known.contents = Contents(self.tables)
+        return contents
 
     @cached_property
     def stops_early(self) -> bool:
@@ -163,23 +187,24 @@ class StageModule:
         return f"{place[1]} of module {number} ({type(module).__name__})"
 
 
-def check_sequential(model: Any) -> nn.Sequential:
-    """Check that a model can be cut into stages.
+def check_model(model: Any) -> nn.Module:
+    """Check that something is a model with anything in it.
 
     Raises
     ------
     ModelError
-        Unless it is an nn.Sequential with children, running them one after the other.
+        If it is no nn.Module, or an nn.Sequential without children.
     """
-    kind = type(model).__name__
-    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
-        raise ModelError(
-            f"the model is a {kind}, and only an nn.Sequential can be cut into stages; "
-            "write the model as nn.Sequential(*blocks) (nested ones are flattened)"
-        )
-    if not len(model):
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; pass an nn.Module, such as nn.Sequential(*blocks)")
+    if is_plain_sequential(model) and not len(model):
         raise ModelError("the model is an nn.Sequential without children; there is nothing to train")
     return model
+
+
+def is_plain_sequential(model: Any) -> TypeGuard[nn.Sequential]:
+    """Whether a model is an nn.Sequential, running its children one after the other."""
+    return isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
 
 
 def is_special(container: nn.Module) -> bool:

@@ -19,11 +19,13 @@ from .allocations import trace_allocations
 from .bench import step_clock
 from .exceptions import ModelError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
-from .instrumentation import plan_of
+from .instrumentation import Instrument, instrument_of, plan_of, put_on, take_off
 from .isolation import isolated, restore_table
 from .measurement import default_loss, running
 from .memory import device_of
-from .stages import StageModule, check_sequential
+from .runner import Runner
+from .samples import Arguments, arguments_of
+from .stages import StageModule, check_model
 from .state import same
 
 __all__ = ["Report", "verify"]
@@ -113,9 +115,9 @@ def verify(
         A model that :func:`checkpointed` has been called on. Its parameters, gradients, buffers and
         random numbers are as before afterwards; nothing is learned, and no hook of a parameter fires.
     sample
-        The input.
+        The input, as for :func:`measure`.
     loss
-        Maps the output to a scalar; default half the mean square.
+        Maps the output to a scalar; default the output's own ``loss``, else half the mean square.
     repeats
         Timed steps of each kind, alternating; medians are reported.
 
@@ -131,18 +133,17 @@ def verify(
     MeasurementError
         If a step fails.
     """
-    check_sequential(model)
-    plan = plan_of(model)
+    plan = plan_of(check_model(model))
     if plan is None:
         raise ModelError("the model has no plan; call revolve.checkpointed(model, plan) before revolve.verify")
     if not model.training:
         raise ModelError("the model is in eval mode, where it runs untouched; call model.train() first")
-    runner = model.__dict__.get("forward")
+    instrument, arguments = instrument_of(model), arguments_of(model, sample)
     times: dict[bool, list[float]] = {False: [], True: []}
     step = StageModule("step", (model,))
     try:
-        with running(step, sample), isolated([step], sample), input_gradients_kept(sample):
-            trial = Trial(model, sample, loss or default_loss, runner)
+        with running(step, arguments), isolated([step], arguments), input_gradients_kept(arguments):
+            trial = Trial(model, arguments, loss or default_loss, instrument)
             for planned in (False, True):
                 trial.use(planned)
                 trial.step()  # warm up: first-use allocations are not the step's
@@ -154,10 +155,11 @@ def verify(
                 for planned in times:
                     trial.use(planned)
                     times[planned].append(trial.timed())
-            if runner is not None:
-                plan = runner.choose(sample).plan
+            if isinstance(instrument, Runner):
+                plan = instrument.choose(sample).plan
     finally:
-        put_on(model, runner)
+        if instrument is not None:
+            put_on(model, instrument)
     differences = tuple(name for name in expected if not equal(expected[name], actual[name]))
     parts = {name.split(" ")[0] for name in differences}
     return Report(
@@ -195,14 +197,6 @@ def input_gradients_kept(sample: Any) -> Iterator[None]:
             leaf.grad = gradient
 
 
-def put_on(model: nn.Module, runner: Any) -> None:
-    """Let a model run by a runner, or plainly."""
-    if runner is None:
-        model.__dict__.pop("forward", None)
-    else:
-        model.__dict__["forward"] = runner
-
-
 def equal(a: torch.Tensor | bytes | None, b: torch.Tensor | bytes | None) -> bool:
     """Whether two results are equal bit for bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -221,20 +215,22 @@ def deviation_of(plain: torch.Tensor | bytes | None, planned: torch.Tensor | byt
 class Trial:
     """Steps of one model from one starting state."""
 
-    def __init__(self, model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor], runner: Any) -> None:
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, loss: Callable[[Any], torch.Tensor], instrument: Instrument | None
+    ) -> None:
         self.model = model
-        self.runner = runner
-        self.sample = sample
+        self.instrument = instrument
+        self.arguments = arguments
         self.loss = loss
         self.device = device_of(model)
-        tensors = [*model.parameters(), *model.buffers(), *tensors_of(sample)]
+        tensors = [*model.parameters(), *model.buffers(), *tensors_of(arguments)]
         owned = StageModule("model", (model,)).sources()
         self.random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
         self.start = self.random.read()
         self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.leaves: dict[str, torch.Tensor] = {f"gradient of {name}": p for name, p in model.named_parameters()}
-        inputs = [t for t in tensors_of(sample) if t.requires_grad and t.is_leaf]
+        inputs = [t for t in tensors_of(arguments) if t.requires_grad and t.is_leaf]
         self.leaves |= {f"gradient of input {number}": t for number, t in enumerate(inputs)}
         self.present = {
             name for name, leaf in self.leaves.items() if leaf.grad is not None or getattr(leaf, "existing", False)
@@ -242,7 +238,8 @@ class Trial:
 
     def use(self, planned: bool) -> None:
         """Put the plan on the model, or take it off."""
-        put_on(self.model, self.runner if planned else None)
+        if self.instrument is not None:
+            (put_on if planned else take_off)(self.model, self.instrument)
 
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
@@ -258,7 +255,7 @@ class Trial:
     def step(self) -> tuple[Any, torch.Tensor]:
         """Run one step from the starting state; return output and loss."""
         self.reset()
-        output = self.model(self.sample)
+        output = self.model(*self.arguments[0], **self.arguments[1])
         loss = self.loss(output)
         loss.backward()
         return output, loss
@@ -267,7 +264,7 @@ class Trial:
         """Return the seconds of one step."""
         self.reset()
         start = step_clock(self.device)
-        output = self.model(self.sample)
+        output = self.model(*self.arguments[0], **self.arguments[1])
         self.loss(output).backward()
         return step_clock(self.device) - start
 
@@ -275,7 +272,7 @@ class Trial:
         """Run one step; return everything it left, and its peak in bytes."""
         self.reset()
         with trace_allocations(self.device) as tracer:
-            output = self.model(self.sample)
+            output = self.model(*self.arguments[0], **self.arguments[1])
             loss = self.loss(output)
             loss.backward()
             tracer.mark()

@@ -14,7 +14,7 @@ from revolve.cli.application import main
 try:
     main()
 finally:
-    loaded = sorted(set(sys.modules) & {"torch", "rich", "matplotlib"})
+    loaded = sorted(set(sys.modules) & {"torch", "networkx", "rich", "matplotlib"})
     print("loaded:", *loaded, file=sys.stderr)
 """
 

@@ -15,7 +15,7 @@ import sys, time
 start = time.perf_counter()
 import revolve
 print(time.perf_counter() - start)
-loaded = {"torch", "numpy", "numba", "matplotlib", "typer", "rich"} & set(sys.modules)
+loaded = {"torch", "numpy", "numba", "networkx", "matplotlib", "typer", "rich"} & set(sys.modules)
 assert not loaded, loaded
 assert "measure" in dir(revolve)
 try:

@@ -177,7 +177,7 @@ def test_wrong_arguments(arguments, error, message):
     assert vars(model) == before
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(), torch.sin, "resnet50"])
+@pytest.mark.parametrize("model", [nn.Sequential(), torch.sin, "resnet50"])
 def test_models_that_cannot_be_cut(model):
     with pytest.raises(ModelError, match=r"nn\.Sequential"):
         revolve.checkpointed(model, sample=batch(), budget="1GB")

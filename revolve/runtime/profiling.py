@@ -1,0 +1,106 @@
+"""Measures any model: its chain of stages, and what a step takes besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from revolve.schedules.chain import Chain
+
+from .exceptions import MeasurementError
+from .interception import run_plainly
+from .isolation import isolated
+from .linearization import find_chain
+from .measurement import (
+    Progress,
+    copy_of,
+    default_loss,
+    measure_children,
+    measure_stages,
+    refuse_sharded,
+    running,
+)
+from .memory import device_of
+from .replay import recomputing
+from .samples import arguments_of
+from .stages import StageModule, check_model, is_plain_sequential
+from .survey import survey
+
+__all__ = ["measure"]
+
+
+def measure(
+    model: Any,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    *,
+    formats: Sequence[str] = ("dense",),
+    progress: Progress | None = None,
+) -> Chain:
+    """Measure the stages of a model by running them.
+
+    Parameters
+    ----------
+    model
+        A module in training mode. Of an nn.Sequential the children are the stages, nested ones flattened; one that
+        changes its input or returns a view of it (in-place ReLU, Flatten) is glued to the one before it. In any other
+        module the stages are found as by :func:`revolve.linearize`.
+    sample
+        The input, on the model's device: a tensor, a tuple of positional arguments, a mapping of keyword arguments.
+        An nn.Sequential takes it as it is: a tensor, or tuples, lists and dicts of tensors.
+    loss
+        Maps the output to a scalar; default the output's own ``loss``, else half the mean square.
+    formats
+        Storage formats to try on checkpoints and saved tensors: ``"bitmap"``, ``"bf16"`` ... (docs/storage.md); of an
+        nn.Sequential only.
+    progress
+        Called with stages done, stages in all, and the name of the next one.
+
+    Returns
+    -------
+    Chain
+        Times in seconds (CPU time on a CPU), sizes in bytes. Parameters, gradients, buffers, hooks
+        and random numbers are as before.
+
+    Raises
+    ------
+    ModelError
+        If the model is no module, or has no chain of stages.
+    MeasurementError
+        If a stage cannot be run; the message names it.
+    CodecError
+        If there is no such format.
+    """
+    if not any(part.training for part in list(check_model(model).children()) or [model]):
+        raise MeasurementError(
+            "the model is in eval mode, where nothing is kept for backward; call model.train() first"
+        )
+    if is_plain_sequential(model):
+        return measure_children(model._modules, sample, type(model).__name__, loss, progress, formats)
+    others = [name for name in formats if name != "dense"]
+    if others:
+        raise MeasurementError(
+            f"formats={list(formats)!r}: stages of a {type(model).__name__}, which runs them itself, are kept dense; "
+            f"leave out {others[0]!r}, or write the model as an nn.Sequential"
+        )
+    return measure_module(model, sample, loss or default_loss, progress)
+
+
+def measure_module(
+    model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor], progress: Progress | None
+) -> Chain:
+    """Measure a module that runs its stages itself."""
+    whole = StageModule(type(model).__name__, (model,))
+    refuse_sharded([whole])
+    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
+    arguments = arguments_of(model, sample)
+    with isolated([whole], arguments), recomputing(), keep:
+        run_plainly(model)
+        found = find_chain(model, sample)
+        with running(whole, arguments):
+            surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
+        return surroundings.around(measure_stages(surroundings.stages, surroundings.input, None, progress, whole.name))

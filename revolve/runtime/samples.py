@@ -1,0 +1,53 @@
+"""How a model is called with a sample, and which arguments a stage can be called with again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .stages import is_plain_sequential
+
+__all__ = ["Arguments", "arguments_of", "opaque_leaves"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+CONTAINERS = (tuple, list, dict, OrderedDict)
+CONSTANT = (
+    *(NoneType, bool, int, float, complex, str, bytes, slice, range, type, Enum, FunctionType, BuiltinFunctionType),
+    *(torch.Tensor, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+
+
+def arguments_of(model: nn.Module, sample: Any) -> Arguments:
+    """Return the positional and keyword arguments that a sample stands for.
+
+    An nn.Sequential takes the sample as it is. Any other model takes a tuple as its positional arguments, a mapping
+    as its keyword arguments, and anything else as its only argument.
+    """
+    if not is_plain_sequential(model):
+        if type(sample) is tuple:
+            return sample, {}
+        if isinstance(sample, Mapping):
+            return (), {**sample}
+    return (sample,), {}
+
+
+def opaque_leaves(value: Any) -> Iterator[Any]:
+    """Yield what a call might change unnoticed: all that is no tensor, no constant and no container of them."""
+    if type(value) in CONTAINERS or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        children = value.values() if isinstance(value, dict) else value
+    elif is_dataclass(value) and not isinstance(value, type):
+        children = [getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)]
+    else:
+        children = ()
+        if not isinstance(value, CONSTANT):
+            yield value
+    for child in children:
+        yield from opaque_leaves(child)

@@ -1,0 +1,109 @@
+"""What a step takes outside of a chain of stages, added to the chain's peaks and times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from revolve.schedules.chain import Chain, Stage
+
+from .allocations import Phase
+from .stages import StageModule
+
+__all__ = ["Surroundings"]
+
+
+class Surroundings(NamedTuple):
+    """What a step takes besides its stages.
+
+    Attributes
+    ----------
+    stages
+        The stages, to be called with their input alone.
+    input
+        The first one's input.
+    seconds
+        Time of all that is no stage.
+    phases
+        Of the trace, each by the mark that ends it: ("start", i) and ("end", i) of a stage's run, ("back", i) and
+        ("backed", i) of its backward, and ("done", 0).
+    copies
+        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense.
+    """
+
+    stages: list[StageModule]
+    input: Any
+    seconds: float
+    phases: dict[tuple[str, int], Phase]
+    copies: dict[int, int]
+
+    def around(self, chain: Chain) -> Chain:
+        """Return a chain with the peaks and times of a whole step."""
+        last = len(chain) - 1
+        chain = replace(chain, stages=(*chain.stages[:-1], give_away(chain.stages[-1])))
+        output = chain.activation_bytes(last + 1)
+        returning = [self.returning(chain, index) for index in range(last + 1)]
+        still = list(accumulate(reversed(returning), max))[::-1]  # a stage is run again before its backward
+        stages = [
+            surround(self.return_from(chain, i, returning[i]), still[i], *self.going(chain, i)) for i in range(last + 1)
+        ]
+        stages[0] = self.end_in(stages[0], chain, output)
+        tail = self.phases.get(("back", last), self.phases["done", 0])
+        extra = chain.loss_extra + max(0, tail.peak - 2 * output)
+        return replace(chain, stages=tuple(stages), loss_extra=extra, loss_time=self.seconds)
+
+    def going(self, chain: Chain, index: int) -> tuple[int, int]:
+        """Return bytes held besides a stage's input at its beginning, and the peak behind it besides what it leaves."""
+        held = chain.activation_bytes(index) if index else 0
+        start = max(0, self.phases["start", index].end - held)
+        if index + 1 == len(chain):
+            return start, 0
+        return start, max(0, self.phases["start", index + 1].peak - held - chain.activation_bytes(index + 1))
+
+    def returning(self, chain: Chain, index: int) -> int:
+        """Return bytes held when a backward pass comes to a stage, besides its gradient and the chain's output."""
+        phase = self.phases.get(("back", index))
+        output = chain.activation_bytes(len(chain))
+        return max(0, phase.end - chain.activation_bytes(index + 1) - output) if phase else 0
+
+    def return_from(self, chain: Chain, index: int, returning: int) -> Stage:
+        """Return a stage whose backward has what is held then, copies its gradient, and ends with what follows."""
+        stage, output = chain.stages[index], chain.activation_bytes(len(chain))
+        extra = stage.backward_extra + returning + self.copies.get(index, 0)
+        follows = self.phases.get(("back", index - 1))
+        if follows:
+            extra = max(extra, follows.peak - output - chain.activation_bytes(index + 1) - stage.saved_bytes)
+        return replace(stage, backward_extra=extra)
+
+    def end_in(self, stage: Stage, chain: Chain, output: int) -> Stage:
+        """Return the first stage with a peak of its backward that covers what comes behind it."""
+        level = self.phases["done", 0].peak if ("backed", 0) in self.phases else 0
+        held = stage.saved_bytes + chain.activation_bytes(1) * (1 + (stage.saves_output and len(chain) > 1))
+        return replace(stage, backward_extra=max(stage.backward_extra, level - output + stage.grad_bytes - held))
+
+
+def give_away(stage: Stage) -> Stage:
+    """Return the last stage with an output that counts as the model's, which may drop it when it has used it.
+
+    Where the stage saves its output it stays the chain's, to the end of the step.
+    """
+    if stage.saves_output:
+        return stage
+    return replace(
+        stage,
+        output_bytes=0,
+        forward_extra=stage.forward_extra + stage.output_bytes,
+        save_extra=stage.save_extra + stage.output_bytes,
+    )
+
+
+def surround(stage: Stage, still: int, start: int, behind: int) -> Stage:
+    """Return a stage with what its surroundings hold added to the peaks of its runs."""
+    present = max(start, still)
+    return replace(
+        stage,
+        forward_extra=max(stage.forward_extra + present, behind),
+        save_extra=max(stage.save_extra + present, behind),
+        rebuild_extra=stage.rebuild_extra + still,
+    )

@@ -1,0 +1,155 @@
+"""Calls of a planned model that are not as it was recorded: stages left out, other samples, changed side inputs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from branching import Layers, make, normal, words
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from twins import assert_equal, forgetful_plan, frontier_of, loss_of, planned_twins, run
+
+import revolve
+from revolve.runtime.exceptions import BudgetWarning, ModelError, RecomputeError
+
+
+def test_a_skipped_stage_and_an_early_end():
+    for options in ({"skip": 2}, {"skip": 3}, {"stop": 2}, {"stop": 0}):
+        planned, plain, sample = planned_twins("transformer")
+        expected = run(plain, sample, **options)
+        if options == {"stop": 0}:  # the first stage is left out: there is no run
+            assert_equal(run(planned, sample, **options), expected)
+            continue
+        with pytest.warns(
+            BudgetWarning, match=r"the model did not run stage 'blocks.\d' on the output of the one before"
+        ):
+            assert_equal(run(planned, sample, **options), expected)
+        planned.zero_grad()
+        plain.zero_grad()
+        assert_equal(run(planned, sample), run(plain, sample))
+
+
+def test_modules_of_the_chain_by_themselves():
+    planned, plain, _ = planned_twins("residual")
+    x = normal(4, 12, 8, 8)
+    for model in (planned, plain):
+        model.layers[1](x).square().mean().backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_forward_passes_that_are_interleaved():
+    planned, plain, _ = planned_twins("transformer")
+    samples = [words(4, 32), words(4, 32).flip(0)]
+    for model in (planned, plain):
+        torch.manual_seed(0)
+        losses = [loss_of(model(sample)) for sample in samples]
+        for loss in losses:
+            loss.backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_inside_torch_checkpoint():
+    planned, plain, sample = planned_twins("transformer")
+    for model in (planned, plain):
+        torch.manual_seed(0)
+        loss_of(checkpoint(model, **sample, use_reentrant=False)).backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_autocast_and_second_derivatives():
+    planned, plain, sample = planned_twins("transformer")
+    for model in (planned, plain):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model(**sample))
+        loss.backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+    for model in (planned, plain):
+        model.zero_grad()
+        torch.manual_seed(0)
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(loss_of(model(**sample)), parameters, create_graph=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BudgetWarning)
+            loss_of(gradients).backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x, mask):
+        return self.linear(x).tanh() * (mask["values"] if isinstance(mask, dict) else 1.0)
+
+
+def test_a_side_input_that_is_changed_in_place():
+    model = Layers(Masked, lambda index, side: (side if not index else {"values": side["values"].add_(1)},))
+    sample = (normal(4, 8), {"values": normal(4, 8)})
+    revolve.checkpointed(model, forgetful_plan(revolve.measure(model, sample)))
+    with pytest.raises(RecomputeError, match=r"stage 'layers\.\d' cannot be run again: tensor 0 outside of modules"):
+        loss_of(model(*sample)).backward()
+
+
+def test_an_object_that_a_stage_may_change():
+    model = Layers(Masked, lambda index, side: (side,))
+    revolve.checkpointed(model, forgetful_plan(revolve.measure(model, (normal(4, 8), 0))))
+    with pytest.raises(ModelError, match=r"stage 'layers\.0' is called with a object, which it may change"):
+        model(normal(4, 8), object())
+
+
+class Halves(nn.Module):
+    """Norm and in-place ReLU make one stage."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.norm, self.relu, self.last = (
+            nn.Linear(8, 8),
+            nn.LayerNorm(8),
+            nn.ReLU(inplace=True),
+            nn.Linear(8, 8),
+        )
+        self.between = between
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        x = self.between(self, x)
+        return self.last(x)
+
+
+def test_in_the_middle_of_a_stage():
+    model = Halves(lambda model, x: model.relu(x))
+    chain = revolve.measure(model, normal(4, 8))
+    assert [stage.name for stage in chain.stages] == ["first", "norm+relu", "last"]
+    to_the_end = replace(chain, stages=tuple(replace(stage, rebuild=stage.forward) for stage in chain.stages))
+    revolve.checkpointed(model, forgetful_plan(to_the_end))
+    loss_of(model(normal(4, 8))).backward()
+    model.between = lambda model, x: x.relu()
+    with (
+        pytest.raises(RecomputeError, match="the forward pass ended before 'relu', in the middle of a stage"),
+        pytest.warns(BudgetWarning, match=r"did not run stage 'last'|did not run stage 'norm\+relu'"),
+    ):
+        loss_of(model(normal(4, 8))).backward()
+    model.between = lambda model, x: (torch.rand(()), model.relu(x))[1]
+    with pytest.raises(RecomputeError, match="random numbers are drawn before 'relu', in the middle of a stage"):
+        model(normal(4, 8))
+
+
+def test_calls_that_the_plan_was_not_made_for():
+    model, _ = make("residual")
+    plain = copy.deepcopy(model)
+    frontier = frontier_of(model, normal(4, 3, 24, 24))
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BudgetWarning)
+        for rows in (4, 2):
+            run(model, normal(rows, 3, 24, 24))
+            run(plain, normal(rows, 3, 24, 24))
+    large = normal(6, 3, 24, 24)
+    with pytest.warns(BudgetWarning, match=r"stage 'conv' is called with float32\[6, 3, 24, 24\]"):
+        assert_equal(run(model, large), run(plain, large))
