@@ -151,12 +151,11 @@ def verify(
             expected, plain_peak = trial.traced()
             trial.use(True)
             actual, measured_peak = trial.traced()
+            plan = trial.plan or plan
             for _ in range(repeats):
                 for planned in times:
                     trial.use(planned)
                     times[planned].append(trial.timed())
-            if isinstance(instrument, Runner):
-                plan = instrument.choose(sample).plan
     finally:
         if instrument is not None:
             put_on(model, instrument)
@@ -220,6 +219,8 @@ class Trial:
     ) -> None:
         self.model = model
         self.instrument = instrument
+        self.runner: Runner | None = None
+        self.plan: Plan | None = None  # of the latest step
         self.arguments = arguments
         self.loss = loss
         self.device = device_of(model)
@@ -240,6 +241,7 @@ class Trial:
         """Put the plan on the model, or take it off."""
         if self.instrument is not None:
             (put_on if planned else take_off)(self.model, self.instrument)
+        self.runner = self.instrument if planned and isinstance(self.instrument, Runner) else None
 
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
@@ -251,6 +253,8 @@ class Trial:
                 buffer.copy_(self.buffers[name])
         for name, leaf in self.leaves.items():
             leaf.grad = torch.zeros_like(leaf) if name in self.present else None
+        if self.runner is not None:  # a plan that has to be made anew is measured now, which is no part of the step
+            self.plan = self.runner.choose(self.arguments[0][0]).plan
 
     def step(self) -> tuple[Any, torch.Tensor]:
         """Run one step from the starting state; return output and loss."""

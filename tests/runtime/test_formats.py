@@ -205,6 +205,16 @@ def test_a_reserve_that_is_nearly_used_up_lets_the_next_step_be_planned_anew(cha
     assert runner.choose(pictures()) is second
 
 
+def test_a_plan_is_made_anew_while_it_is_verified(chain):
+    model = convolutions()
+    planned = revolve.checkpointed(model, made_up(chain, model))
+    run_step(planned, pictures())
+    denser(model, 0.07)
+    report = revolve.verify(planned, pictures())
+    assert report.passed
+    assert report.plan is not plan_of(model)
+
+
 def test_what_the_budget_leaves_is_used_before_a_step_fails(chain):
     model = convolutions()
     plan = made_up(chain, model)

@@ -1,7 +1,11 @@
-"""The solver against exhaustive search over all schedules, the non-persistent ones included."""
+"""The solver against exhaustive search over all schedules, the non-persistent ones included.
+
+REVOLVE_CHAINS sets how many chains the slow tests search; 500 for a night.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,6 +16,7 @@ from random_chains import random_chain
 
 from revolve.schedules import Action, Chain, InfeasibleBudget, simulate, solve
 
+CHAINS = int(os.environ.get("REVOLVE_CHAINS", "80"))
 LENGTHS, WEIGHTS = (1, 2, 3, 4, 5, 6), (1, 4, 6, 6, 3, 1)
 
 
@@ -109,13 +114,13 @@ def solve_again(case: Case) -> tuple[Action, ...]:
 def test_many_chains_whose_stages_can_be_saved_in_formats(record_property, consistent, least_share):
     # Formats whose forms are larger than the tensors, or whose decoding holds nothing, make out-of-order saves pay.
     kind = {"formats": 2, "modes": True, "consistent": consistent}
-    figures = judge(list(cases(seed=6, chains=120, lengths=(2, 3, 4), weights=(2, 2, 1), **kind)), least_share)
+    figures = judge(list(cases(seed=6, chains=CHAINS // 4, lengths=(2, 3, 4), weights=(2, 2, 1), **kind)), least_share)
     record_property("optimality", figures)
     print(figures)
 
 
 @pytest.mark.slow
 def test_many_random_chains(record_property):
-    figures = judge(list(cases(seed=2, chains=500)), 0.98)
+    figures = judge(list(cases(seed=2, chains=CHAINS)), 0.98)
     record_property("optimality", figures)
     print(figures)
