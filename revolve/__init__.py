@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .runtime.devices import DEVICES, DeviceDescription, calibrate
     from .runtime.instrumentation import checkpointed, restore
     from .runtime.linearization import Stages, linearize
     from .runtime.profiling import measure
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEVICES",
     "Action",
     "Backward",
     "BudgetError",
     "Chain",
     "ChainError",
+    "DeviceDescription",
     "Drop",
     "Forward",
     "Frontier",
@@ -64,6 +67,7 @@ __all__ = [
     "Stage",
     "Stages",
     "Store",
+    "calibrate",
     "checkpointed",
     "is_recomputing",
     "linearize",
@@ -75,6 +79,9 @@ __all__ = [
 ]
 
 RUNTIME = {
+    "DEVICES": "revolve.runtime.devices",
+    "DeviceDescription": "revolve.runtime.devices",
+    "calibrate": "revolve.runtime.devices",
     "checkpointed": "revolve.runtime.instrumentation",
     "restore": "revolve.runtime.instrumentation",
     "measure": "revolve.runtime.profiling",

@@ -5,13 +5,33 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["FOREIGN", "KINDS", "RandomState", "Source", "TorchRandom", "default_sources", "devices_of", "sources_of"]
+__all__ = [
+    "FOREIGN",
+    "KINDS",
+    "RandomState",
+    "Source",
+    "TorchRandom",
+    "default_sources",
+    "devices_of",
+    "outside_modes",
+    "sources_of",
+]
+
+
+AS_IS = nullcontext()
+
+
+def outside_modes() -> AbstractContextManager[Any]:
+    """Return the context in which tensors are real, even where torch's operations are being watched or faked."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else AS_IS
 
 
 class Source(Protocol):
@@ -44,12 +64,14 @@ class TorchRandom(Owned):
 
     def read(self) -> bytes:
         """Return the state; as bytes, since as a tensor it would count as training memory."""
-        state: bytes = self.generator.get_state().numpy().tobytes()
+        with outside_modes():
+            state: bytes = self.generator.get_state().numpy().tobytes()
         return state
 
     def write(self, state: bytes) -> None:
         """Set the state."""
-        self.generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        with outside_modes():
+            self.generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 class PythonRandom(Owned):

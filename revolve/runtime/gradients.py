@@ -66,14 +66,14 @@ class GradientLayout:
     def make(self) -> list[torch.Tensor | None]:
         """Return zeros that lie as the gradients did."""
         storages = [
-            torch.zeros(size, dtype=torch.uint8, device=device).untyped_storage()
+            (torch.zeros(size, dtype=torch.uint8, device=device).untyped_storage(), device)
             for _, size, device in self.storages.values()
         ]
         return [
             spot
             if spot is None
-            else torch.empty(0, dtype=spot.dtype, device=storages[spot.number].device).set_(
-                storages[spot.number], spot.offset, spot.shape, spot.stride
+            else torch.empty(0, dtype=spot.dtype, device=storages[spot.number][1]).set_(
+                storages[spot.number][0], spot.offset, spot.shape, spot.stride
             )
             for spot in self.spots
         ]

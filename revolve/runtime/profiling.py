@@ -11,7 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain
 
+from .devices import DeviceDescription
 from .exceptions import MeasurementError
+from .fake import measure_fake
 from .interception import run_plainly
 from .isolation import isolated
 from .linearization import find_chain
@@ -32,6 +34,8 @@ from .survey import survey
 
 __all__ = ["measure"]
 
+MODES = ("real", "fake")
+
 
 def measure(
     model: Any,
@@ -40,8 +44,10 @@ def measure(
     *,
     formats: Sequence[str] = ("dense",),
     progress: Progress | None = None,
+    mode: str = "real",
+    device: str | DeviceDescription | None = None,
 ) -> Chain:
-    """Measure the stages of a model by running them.
+    """Measure the stages of a model by running them, or on tensors without values.
 
     Parameters
     ----------
@@ -59,6 +65,11 @@ def measure(
         nn.Sequential only.
     progress
         Called with stages done, stages in all, and the name of the next one.
+    mode
+        ``"real"``, or ``"fake"``: nothing is computed or allocated, model and sample may be on the meta device. Sizes
+        are counted, with a reserve in every peak; times are modelled (docs/fake.md).
+    device
+        What times are modelled for: a name of ``revolve.DEVICES``, or a description.
 
     Returns
     -------
@@ -79,6 +90,17 @@ def measure(
         raise MeasurementError(
             "the model is in eval mode, where nothing is kept for backward; call model.train() first"
         )
+    if mode not in MODES or (device is not None and mode != "fake"):
+        raise MeasurementError(
+            f"mode={mode!r}, device={device!r}: mode must be one of {', '.join(MODES)}, and only 'fake' takes a device"
+        )
+    if mode == "fake":
+        if any(name != "dense" for name in formats):
+            raise MeasurementError(
+                f"formats={list(formats)!r}: what a format takes depends on values, which fake tensors have none of; "
+                "measure without mode='fake'"
+            )
+        return measure_fake(model, sample, device, lambda fake: measure(model, fake, loss, progress=progress))
     if is_plain_sequential(model):
         return measure_children(model._modules, sample, type(model).__name__, loss, progress, formats)
     others = [name for name in formats if name != "dense"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from revolve.storage.boundary import storage_keys, version_of
 
@@ -242,7 +243,9 @@ def toggle(tensors: list[torch.Tensor]) -> None:
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are equal bit for bit."""
+    """Whether two tensors are equal bit for bit; fake ones have no values, and what writes them raises versions."""
+    if isinstance(a, FakeTensor):
+        return True
     if a.shape != b.shape or a.dtype != b.dtype or a.is_sparse != b.is_sparse:
         return False
     if a.is_sparse:

@@ -15,6 +15,7 @@ from .exceptions import ChainError
 __all__ = ["Chain", "Stage", "StorageCosts", "nanoseconds"]
 
 TIMES = frozenset({"forward", "rebuild", "backward", "loss_time"})
+TEXTS = frozenset({"name", "origin"})
 FLAGS = frozenset({"saves_input", "saves_output", "input_grad"})
 REQUIRED = ("forward", "backward", "output_bytes", "saved_bytes")
 
@@ -91,9 +92,9 @@ class Stage:
 
 def read_field(name: str, value: Any, where: str) -> Any:
     """Check one field of a chain or stage by its name."""
-    if name == "name":
+    if name in TEXTS:
         if not isinstance(value, str):
-            raise ChainError(f"{where}: name is {value!r}; it must be a string")
+            raise ChainError(f"{where}: {name} is {value!r}; it must be a string")
         return value
     if name in FLAGS:
         if value is not True and value is not False:
@@ -120,6 +121,8 @@ class Chain:
         Costs of storage formats other than dense, for checkpoints and saved tensors, by name.
     name
         For people.
+    origin
+        For people: where sizes and times are from and how sure they are, unless they were measured.
 
     Examples
     --------
@@ -134,6 +137,7 @@ class Chain:
     loss_extra: int = 0
     formats: Mapping[str, StorageCosts] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     name: str = ""
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -218,7 +222,7 @@ class Chain:
         for required in ("input_bytes", "stages"):
             if required not in document:
                 raise ChainError(f"chain: field {required!r} is missing; required are input_bytes and stages")
-        names = ("name", "input_bytes", "input_grad", "loss_time", "loss_extra")
+        names = ("name", "origin", "input_bytes", "input_grad", "loss_time", "loss_extra")
         values = {name: read_field(name, document[name], "chain") for name in names if name in document}
         entries = document["stages"]
         if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
@@ -239,6 +243,7 @@ class Chain:
         return {
             "format": FORMAT,
             "name": self.name,
+            **({"origin": self.origin} if self.origin else {}),
             "input_bytes": self.input_bytes,
             "input_grad": self.input_grad,
             "loss_time": self.loss_time,
@@ -264,4 +269,6 @@ class Chain:
 
 
 FORMAT = "revolve.chain/1"
-KNOWN = frozenset({"format", "name", "input_bytes", "input_grad", "loss_time", "loss_extra", "stages", "formats"})
+KNOWN = frozenset(
+    {"format", "name", "input_bytes", "input_grad", "loss_time", "loss_extra", "stages", "formats", "origin"}
+)
