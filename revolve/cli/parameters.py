@@ -13,7 +13,9 @@ __all__ = [
     "Balanced",
     "Budget",
     "Curve",
+    "Device",
     "Dtype",
+    "Fake",
     "Formats",
     "Fraction",
     "Input",
@@ -125,5 +127,16 @@ Dtype = Annotated[
     str, typer.Option("--dtype", metavar="NAME", help="Data type of the batch, and of a demo model's weights.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of torch's random numbers.")]
+Fake = Annotated[
+    bool, typer.Option("--fake", help="Plan without running: nothing is computed or allocated, weights included.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="With --fake: the device to plan for, such as odroid-xu4 or h100.",
+    ),
+]
 Repeats = Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Timed steps of each kind; medians count.")]
 Title = Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the picture.")]

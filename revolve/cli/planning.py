@@ -143,6 +143,7 @@ def print_frontier(frontier: Frontier) -> None:
     from revolve.report.tables import tabulate_chain, tabulate_frontier
 
     print_content(tabulate_chain(frontier.chain), tabulate_frontier(frontier))
+    print_origin(frontier.chain)
     typer.echo(
         "Choose a budget from the least peak up: --budget 300MB, --fraction 0.4 of plain training's peak, "
         "or\n--overhead 10% for the least peak at most so much slower."
@@ -154,7 +155,14 @@ def print_plan(plan: Plan, *written: Path | None) -> None:
     from revolve.report.tables import tabulate_chain, tabulate_plan
 
     print_content(tabulate_chain(plan.chain), tabulate_plan(plan))
+    print_origin(plan.chain)
     print_written(*written)
+
+
+def print_origin(chain: Chain) -> None:
+    """Say where a chain's sizes and times are from, where they were not measured."""
+    if chain.origin:
+        typer.echo(f"Chain: {chain.origin}")
 
 
 def print_written(*written: Path | None) -> None:

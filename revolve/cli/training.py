@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,49 @@ from .planning import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Subject", "available_bytes", "check_measuring", "measure_chain", "plan_model", "prepare", "verify_model"]
+__all__ = [
+    "Subject",
+    "Target",
+    "available_bytes",
+    "check_measuring",
+    "measure_chain",
+    "plan_model",
+    "prepare",
+    "verify_model",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device that is not there, by its name; None for any."""
+
+    device: str | None
+
+    def check(self) -> None:
+        """Check that the device is described."""
+        from revolve.runtime.devices import find_device
+
+        if self.device is not None:
+            find_device(self.device)
+
+    def free_bytes(self, model: nn.Module) -> int | None:
+        """Return what it has free besides parameters and buffers; None where it is not known."""
+        from revolve.runtime.devices import find_device
+
+        if self.device is None:
+            return None
+        held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        return max(0, find_device(self.device).memory_bytes - held)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model that a command works on, and a batch for it."""
+    """A model that a command works on, and a batch for it; ``target`` where it is not to be run."""
 
     spec: str
     model: nn.Module
     sample: Any
+    target: Target | None = None
 
 
 def plan_model(
@@ -53,6 +86,8 @@ def plan_model(
     formats: parameters.Formats = None,
     tolerance: parameters.Tolerance = "auto",
     seed: parameters.Seed = 0,
+    fake: parameters.Fake = False,
+    device: parameters.Device = None,
     save: parameters.SavePlan = None,
     save_chain: parameters.SaveChain = None,
     out: parameters.Out = None,
@@ -63,8 +98,10 @@ def plan_model(
     goal.check(device=True)
     check_request(bool(goal.given), save, out, as_json)
     check_measuring(model, shape, save_chain)
+    if device is not None and not fake:
+        raise CommandError(f"--device {device} is for plans without running; add --fake, or leave it out")
     share = read_tolerance(tolerance)
-    subject = prepare(model, shape, dtype, seed)
+    subject = prepare(model, shape, dtype, seed, Target(device) if fake else None)
     frontier = solve_chain(measure_chain(subject, save_chain, formats), formats, share)
     if not goal.given:
         print_frontier(frontier)
@@ -140,11 +177,16 @@ def check_measuring(model: str, shape: str | None, save_chain: Path | None) -> N
         check_target(save_chain)
 
 
-def prepare(spec: str, shape: str | None, dtype: str, seed: int) -> Subject:
-    """Build the model and a batch from the seed."""
-    with guard_stdout():
+def prepare(spec: str, shape: str | None, dtype: str, seed: int, target: Target | None = None) -> Subject:
+    """Build the model and a batch from the seed; without memory where there is a target."""
+    with guard_stdout(), ExitStack() as stack:
+        if target is not None:
+            import torch
+
+            target.check()
+            stack.enter_context(torch.device("meta"))
         model = load_model(spec, dtype, seed)
-        return Subject(spec, model, make_sample(model, spec, shape, dtype))
+        return Subject(spec, model, make_sample(model, spec, shape, dtype), target)
 
 
 def measure_chain(subject: Subject, save_chain: Path | None, formats: list[str] | None) -> Chain:
@@ -152,7 +194,8 @@ def measure_chain(subject: Subject, save_chain: Path | None, formats: list[str] 
     with user_code("measuring"), show_progress("measuring") as progress:
         from revolve.runtime.profiling import measure
 
-        chain = measure(subject.model, subject.sample, formats=formats or (), progress=progress)
+        ways: dict[str, Any] = {} if subject.target is None else {"mode": "fake", "device": subject.target.device}
+        chain = measure(subject.model, subject.sample, formats=formats or (), progress=progress, **ways)
         chain = replace(chain, name=subject.spec)
     if save_chain is not None:
         write_target(save_chain, chain.save)
@@ -163,6 +206,8 @@ def available_bytes(goal: Goal, subject: Subject | None) -> int | None:
     """Return what the model's device has free, where the goal is a share of it."""
     if subject is None or not goal.of_device:
         return None
+    if subject.target is not None:
+        return subject.target.free_bytes(subject.model)
     from revolve.runtime.memory import free_bytes
 
     return free_bytes(subject.model)
