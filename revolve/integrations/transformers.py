@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -66,11 +67,8 @@ def checkpointed(model: Model, batch: Any, budget: int | str, *, loss: Loss | No
     refuse_own_checkpointing(check_model(model))
     restore(model)
     switch_off_caches(model)
-    try:
+    with undone_by_errors(model):
         plan_module(model, dict(batch) if isinstance(batch, Mapping) else batch, budget, loss)
-    except BaseException:
-        restore(model)
-        raise
     return model
 
 
@@ -88,6 +86,16 @@ def restore(model: Model) -> Model:
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
     return instrumentation.restore(model)
+
+
+@contextmanager
+def undone_by_errors(model: nn.Module) -> Iterator[None]:
+    """Restore a model where planning for it fails."""
+    try:
+        yield
+    except BaseException:
+        restore(model)
+        raise
 
 
 def switch_off_caches(model: nn.Module) -> None:
@@ -130,8 +138,9 @@ class RevolveCallback(TrainerCallback):  # type: ignore[misc]
 
     Notes
     -----
-    The plan is taken back when training ends. Gradient accumulation, mixed precision and resuming need nothing
-    else. A budget that is too small is an InfeasibleBudget at the first batch, and names the least one.
+    The plan is taken back when training ends; where it ends by an error, by :func:`restore`. Gradient accumulation,
+    mixed precision and resuming need nothing else. A budget that is too small is an InfeasibleBudget at the first
+    batch, and names the least one.
 
     Examples
     --------
@@ -169,7 +178,8 @@ class RevolveCallback(TrainerCallback):  # type: ignore[misc]
             if self.batch is not None:
                 device = device_of(module)
                 sample = map_tensors(lambda tensor: tensor.to(device), dict(self.batch))
-            planned = plan_module(module, sample, self.budget, self.loss)
+            with undone_by_errors(module):
+                planned = plan_module(module, sample, self.budget, self.loss)
             self.plan = planned.plan
             if shown is not None:
                 shown(describe_plan(planned.plan, planned.coverage))

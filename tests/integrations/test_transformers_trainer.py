@@ -40,17 +40,18 @@ def sentences():
 
 
 def train(folder, callbacks=(), build=vit, data=photographs, resume=None, **settings):
-    """Train from the same start; return losses of every step, peaks, and the model."""
+    """Train and evaluate from the same start; return all losses, peaks, and the model."""
     model = build()
-    settings = {"num_train_epochs": 2, "save_strategy": "no", "per_device_train_batch_size": ROWS, **settings}
+    fixed = {"num_train_epochs": 2, "save_strategy": "no", "per_device_train_batch_size": ROWS}
+    settings = {**fixed, "eval_strategy": "epoch", "eval_on_start": True, **settings}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), report_to=[], logging_steps=1, use_cpu=True, disable_tqdm=True, seed=3, **settings
     )
-    trainer = Traced(model, arguments, train_dataset=data(), callbacks=list(callbacks))
+    trainer = Traced(model, arguments, train_dataset=data(), eval_dataset=data()[:ROWS], callbacks=list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.peaks = Peaks()
     trainer.train(resume_from_checkpoint=resume)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [entry[key] for entry in trainer.state.log_history for key in ("loss", "eval_loss") if key in entry]
     return losses, trainer.peaks.values, model
 
 
@@ -76,7 +77,7 @@ def test_photographs_are_learned_as_plainly_within_the_budget(tmp_path, plain, l
     callback = RevolveCallback(least, show=shown.append)
     losses, peaks, model = train(tmp_path, [callback])
     assert losses == plain[0]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0]  # of evaluations
     assert equal(model.state_dict(), plain[2].state_dict())
     assert max(peaks) <= least < 0.7 * min(plain[1])
     assert callback.plan.peak <= least
@@ -94,7 +95,7 @@ def test_accumulated_gradients_in_bfloat16(tmp_path):
     expected = train(plain, **settings)
     losses, peaks, _ = train(planned, [callback], **settings)
     assert losses == expected[0]
-    assert len(losses) == 4
+    assert len(losses) == 4 + 3
     assert callback.plan.counts()["forward"]
     assert max(peaks) <= callback.plan.peak
 
@@ -108,7 +109,7 @@ def test_a_resumed_run_goes_on_as_plainly(tmp_path, plain, least):
     callback = RevolveCallback(least, show=None)
     losses, _, model = train(tmp_path, [callback], **resumed)
     assert losses == expected
-    assert len(losses) == 6
+    assert len(losses) == 6 + 4
     assert callback.plan is not None
     assert equal(model.state_dict(), twin.state_dict())
 
@@ -123,8 +124,10 @@ def test_what_checkpoints_by_itself_is_refused(tmp_path):
 
 
 def test_too_small_a_budget_is_an_error_at_the_first_batch(tmp_path):
+    model = llama()
     with pytest.raises(revolve.InfeasibleBudget, match=r"least|smallest"):
-        train(tmp_path, [RevolveCallback(1000)])
+        train(tmp_path, [RevolveCallback(1000)], build=lambda: model, data=sentences)
+    assert instrumented(model) == []
 
 
 def test_planning_for_a_batch_of_ones_own(tmp_path, plain):
