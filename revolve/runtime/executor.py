@@ -35,14 +35,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.actions import Action, Backward, Drop, Forward, Load, Rebuild, Save, Store
 from revolve.storage.boundary import cut, storage_keys, storages_of, tensors_of, versions_of
@@ -52,6 +50,7 @@ from revolve.storage.shared_forms import FormSnapshot
 from .draws import Surprise, Watch
 from .encoding import Encoder, Encoding, saves_late
 from .exceptions import BudgetWarning, RecomputeError
+from .first_runs import FirstRun
 from .generators import FOREIGN, default_sources, devices_of
 from .modes import Modes
 from .program import Program
@@ -62,29 +61,6 @@ from .stages import StageModule
 from .state import Habits, StageState
 
 __all__ = ["Run"]
-
-
-@dataclass(frozen=True, slots=True)
-class FirstRun:
-    """A stage's first run, while it lasts.
-
-    Attributes
-    ----------
-    index, state
-        The stage, and what it sees.
-    versions
-        Of its input.
-    keep
-        What fills its holders.
-    hooks
-        What it has to run under.
-    """
-
-    index: int
-    state: StageState
-    versions: tuple[int, ...]
-    keep: Keep | None
-    hooks: saved_tensors_hooks
 
 
 class Run:
@@ -168,18 +144,7 @@ class Run:
     def leave(self, first: FirstRun, value: Any, output: Any) -> None:
         """Take note of what a stage did that was entered with a value."""
         index, state = first.index, first.state
-        if isinstance(first.keep, Encoder):
-            if state.changing is None and saves_late(output, value):
-                raise RecomputeError(
-                    f"stage {state.stage.name!r} saves a tensor before it is written, as F.rrelu does, so that it "
-                    "cannot be kept in another format than dense; measure and plan again"
-                )
-            first.keep.finish(output, self.packers[index].live())
-        if versions_of(value) != first.versions:
-            raise RecomputeError(
-                f"stage {state.stage.name!r} changes its input in place, so it cannot be run again [8]; "
-                "join it with the stage before it, or use inplace=False"
-            )
+        first.check(value, output, self.packers[index])
         self.habits.changing[index] = state.finish()
         if self.watching.drawing[index] is not False:
             state.random = self.watching.leave(index)

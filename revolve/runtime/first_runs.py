@@ -1,0 +1,62 @@
+"""The first run of a stage, from when it is entered to when it is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.autograd.graph import saved_tensors_hooks
+
+from revolve.storage.boundary import versions_of
+
+from .encoding import Encoder, saves_late
+from .exceptions import RecomputeError
+from .saving import Keep, Packer
+from .state import StageState
+
+__all__ = ["FirstRun"]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """A stage's first run, while it lasts.
+
+    Attributes
+    ----------
+    index, state
+        The stage, and what it sees.
+    versions
+        Of its input.
+    keep
+        What fills its holders.
+    hooks
+        What it has to run under.
+    """
+
+    index: int
+    state: StageState
+    versions: tuple[int, ...]
+    keep: Keep | None
+    hooks: saved_tensors_hooks
+
+    def check(self, value: Any, output: Any, packer: Packer) -> None:
+        """Finish what is encoded, and check that the stage can be run again on its input [8].
+
+        Raises
+        ------
+        RecomputeError
+            If it changed its input, or saved a tensor in another format than dense before it was written.
+        """
+        name = self.state.stage.name
+        if isinstance(self.keep, Encoder):
+            if self.state.changing is None and saves_late(output, value):
+                raise RecomputeError(
+                    f"stage {name!r} saves a tensor before it is written, as F.rrelu does, so that it "
+                    "cannot be kept in another format than dense; measure and plan again"
+                )
+            self.keep.finish(output, packer.live())
+        if versions_of(value) != self.versions:
+            raise RecomputeError(
+                f"stage {name!r} changes its input in place, so it cannot be run again [8]; "
+                "join it with the stage before it, or use inplace=False"
+            )
