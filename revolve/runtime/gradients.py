@@ -53,7 +53,7 @@ class GradientLayout:
         if not outputs or not inputs:
             return cls([None] * len(inputs))
         seeds = [torch.zeros_like(tensor) for tensor in outputs]
-        return cls(torch.autograd.grad(outputs, inputs, seeds, allow_unused=True))
+        return cls(torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True))
 
     def place(self, gradient: torch.Tensor) -> Spot:
         """Note where a gradient lies."""

@@ -29,7 +29,8 @@ class Surroundings(NamedTuple):
         Of the trace, each by the mark that ends it: ("start", i) and ("end", i) of a stage's run, ("back", i) and
         ("backed", i) of its backward, and ("done", 0).
     copies
-        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense.
+        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense, and of
+        those that come for what leaves the stage beside its output.
     """
 
     stages: list[StageModule]

@@ -6,6 +6,7 @@ alive when a stage begins, besides its input, is what the model itself holds.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.storage.boundary import cut, map_tensors, tensors_of
 
@@ -23,7 +25,6 @@ from .following import Follower, StandIn
 from .gradients import GradientLayout
 from .parts import PartCall
 from .samples import Arguments
-from .saving import hooked
 from .stages import StageModule
 from .surroundings import Surroundings
 
@@ -115,7 +116,10 @@ class Surveyor(Follower):
     labels
         What each of its marks stands for.
     copies
-        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense.
+        Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense, and of
+        those that come for what leaves the stage beside its output.
+    leaks
+        Bytes that each call saves for what leaves it beside its output, such as a loss in an attribute.
     stage_seconds
         Seconds spent in stages.
     layouts
@@ -123,6 +127,7 @@ class Surveyor(Follower):
     """
 
     def __init__(self, model: nn.Module, stages: Sequence[StageModule], device: torch.device) -> None:
+        self.stages = stages
         self.found: list[Any] = [module for stage in stages for module in stage.functions]
         super().__init__(self.found)
         self.device = device
@@ -133,6 +138,7 @@ class Surveyor(Follower):
         self.tracer: Tracer | None = None
         self.labels: list[tuple[str, int]] = []
         self.copies: dict[int, int] = {}
+        self.leaks: list[int] = []
         self.stage_seconds = 0.0
         self.layouts: list[GradientLayout] = []
         self.token = torch.zeros((), device=device, requires_grad=True)
@@ -186,6 +192,7 @@ class SurveyTrail:
         self.position = 0
         self.parts: list[PartCall] = []
         self.value: Any = None
+        self.lost: list[weakref.ref[Lost]] = []  # of the last call
 
     def called(self, stages: Sequence[StageModule]) -> list[StageModule]:
         """Return the stages as functions of their input alone."""
@@ -219,6 +226,8 @@ class SurveyTrail:
         detour = Turn(surveyor, number)
         inputs = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad]
         output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), detour.apply(output, passed, inputs))
+        surveyor.leaks.append(sum(left.nbytes for reference in self.lost if (left := reference()) is not None))
+        self.lost = []
         if number in surveyor.ends:
             surveyor.mark("end", surveyor.ends[number])
         return output
@@ -227,13 +236,19 @@ class SurveyTrail:
         """Run a call that keeps nothing; the first time, see how the gradients lie that its backward gives."""
         layouts, (args, kwargs) = self.surveyor.layouts, arguments
         if self.position <= len(layouts):
-            with hooked(lambda tensor: None):
+            with saved_tensors_hooks(self.lose, Lost.zeros):
                 return forward(*args, **kwargs)
         pairs = zip(tensors_of(arguments), tensors_of(given), strict=True)
         inputs = [tensor for tensor, original in pairs if original.requires_grad]
         output = forward(*args, **kwargs)
         layouts.append(GradientLayout.probe(output, inputs))
         return output
+
+    def lose(self, tensor: torch.Tensor) -> Lost:
+        """Keep only what a saved tensor looks like."""
+        lost = Lost(tensor)
+        self.lost.append(weakref.ref(lost))
+        return lost
 
     def as_made(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor outside of its graph, but no leaf: the call may work in place."""
@@ -265,12 +280,28 @@ class Turn:
         surveyor = self.surveyor
         if self.number in surveyor.ends:
             stage = surveyor.ends[self.number]
-            surveyor.copies[stage] = sum(g.nbytes for g in gradients if g is not None and not is_dense(g))
+            begin = self.number + 1 - len(surveyor.stages[stage].functions)
+            leaks = sum(surveyor.leaks[begin : self.number + 1])
+            surveyor.copies[stage] = leaks + sum(g.nbytes for g in gradients if g is not None and not is_dense(g))
             surveyor.mark("back", stage)
         zeros = surveyor.layouts[self.number].make()
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
         return zeros
+
+
+class Lost:
+    """A tensor that a stage saves and does not keep; zeros for tensors that leave the stage beside its output."""
+
+    __slots__ = ("__weakref__", "device", "dtype", "nbytes", "shape")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+        self.nbytes = tensor.numel() * tensor.element_size()
+
+    def zeros(self) -> torch.Tensor:
+        """Return zeros in its place."""
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
 def is_dense(gradient: torch.Tensor) -> bool:
@@ -293,4 +324,4 @@ class Detour(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         """Return zeros, allocated as the call's own gradients are."""
-        return None, None, None, *ctx.turn.reverse(gradients)
+        return None, None, None, *(ctx.turn.reverse(gradients) if ctx.turn else ())

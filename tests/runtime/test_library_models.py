@@ -66,7 +66,7 @@ def timm_model(name, **settings):
 
 TRANSFORMERS = {"llama": llama, "gpt2": gpt2, "bert": bert, "vit": vit, "t5": t5}
 TIMM = {
-    "resnet": ("resnet18", {}),
+    "resnet": ("resnet26", {}),
     "vit": ("vit_tiny_patch16_224", {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}),
     "convnext": ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "drop_path_rate": 0.2}),
     "densenet": ("densenet121", {"growth_rate": 4, "block_config": (2, 2)}),

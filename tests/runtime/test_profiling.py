@@ -100,6 +100,39 @@ def test_gradients_that_are_views_of_one_storage():
         assert 0.9 * report.predicted_peak <= report.measured_peak <= report.predicted_peak
 
 
+def test_losses_that_stages_leave_behind():
+    """As a mixture of experts does: the model adds what its layers leave in an attribute to the loss."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.linear = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            weights = self.gate(x).softmax(-1)
+            self.balance = weights.square().mean()
+            return x + self.linear(x).tanh() * weights
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x, sum(layer.balance for layer in self.layers)
+
+    torch.manual_seed(0)
+    model, sample = Model(), normal(256, 16)
+    frontier = frontier_of(model, sample)
+    for budget in (frontier.smallest, int(frontier.peaks[-2])):
+        revolve.checkpointed(model, frontier.plan(budget))
+        report = revolve.verify(model, sample, repeats=1)
+        assert report.exact, report.differences
+        assert report.kept
+
+
 def test_a_loss_of_the_output():
     class WithLoss(Transformer):
         def forward(self, words):
