@@ -61,7 +61,7 @@ def survey(
     first, traced, timed = (Surveyor(model, stages, device) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()
-    traced.layouts = timed.layouts = first.layouts
+    traced.layouts = timed.layouts = trail.layouts
     given = arguments()
     clear_gradients(model)
     with trace_allocations(device) as traced.tracer:
@@ -123,7 +123,7 @@ class Surveyor(Follower):
     stage_seconds
         Seconds spent in stages.
     layouts
-        Of the gradients for each call's inputs. The first step finds them; another surveyor is given them.
+        Of the gradients for each call's inputs, from an earlier step; None where they are to be found.
     """
 
     def __init__(self, model: nn.Module, stages: Sequence[StageModule], device: torch.device) -> None:
@@ -140,7 +140,7 @@ class Surveyor(Follower):
         self.copies: dict[int, int] = {}
         self.leaks: list[int] = []
         self.stage_seconds = 0.0
-        self.layouts: list[GradientLayout] = []
+        self.layouts: list[GradientLayout] | None = None
         self.token = torch.zeros((), device=device, requires_grad=True)
         self.trails: list[SurveyTrail] = []
 
@@ -192,6 +192,7 @@ class SurveyTrail:
         self.position = 0
         self.parts: list[PartCall] = []
         self.value: Any = None
+        self.layouts = [*(surveyor.layouts or ())]
         self.lost: list[weakref.ref[Lost]] = []  # of the last call
 
     def called(self, stages: Sequence[StageModule]) -> list[StageModule]:
@@ -223,7 +224,7 @@ class SurveyTrail:
         surveyor.stage_seconds += step_clock(surveyor.device) - start
         others = [tensor for tensor in tensors_of(arguments) if id(tensor) not in linked]
         passed = {id(side): tensor for side, tensor in zip(part.side, others, strict=True)}
-        detour = Turn(surveyor, number)
+        detour = Turn(surveyor, number, self.layouts[number])
         inputs = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad]
         output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), detour.apply(output, passed, inputs))
         surveyor.leaks.append(sum(left.nbytes for reference in self.lost if (left := reference()) is not None))
@@ -234,14 +235,14 @@ class SurveyTrail:
 
     def run(self, forward: Callable[..., Any], arguments: Arguments, given: Arguments) -> Any:
         """Run a call that keeps nothing; the first time, see how the gradients lie that its backward gives."""
-        layouts, (args, kwargs) = self.surveyor.layouts, arguments
-        if self.position <= len(layouts):
+        args, kwargs = arguments
+        if self.surveyor.layouts:
             with saved_tensors_hooks(self.lose, Lost.zeros):
                 return forward(*args, **kwargs)
         pairs = zip(tensors_of(arguments), tensors_of(given), strict=True)
         inputs = [tensor for tensor, original in pairs if original.requires_grad]
         output = forward(*args, **kwargs)
-        layouts.append(GradientLayout.probe(output, inputs))
+        self.layouts.append(GradientLayout.probe(output, inputs))
         return output
 
     def lose(self, tensor: torch.Tensor) -> Lost:
@@ -264,6 +265,7 @@ class Turn:
 
     surveyor: Surveyor
     number: int
+    layout: GradientLayout
 
     def apply(self, output: Any, passed: Mapping[int, torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
         """Return an output whose tensors hang on the inputs by a detour, where they require a gradient."""
@@ -284,7 +286,7 @@ class Turn:
             leaks = sum(surveyor.leaks[begin : self.number + 1])
             surveyor.copies[stage] = leaks + sum(g.nbytes for g in gradients if g is not None and not is_dense(g))
             surveyor.mark("back", stage)
-        zeros = surveyor.layouts[self.number].make()
+        zeros = self.layout.make()
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
         return zeros
