@@ -18,6 +18,8 @@ from .stages import StageModule
 
 __all__ = ["gradients_present", "isolated", "restore_table"]
 
+HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks"))  # tables that a forward may register in
+
 
 @contextmanager
 def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
@@ -41,6 +43,8 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(random.write, random.read())
         tables = [(table, dict(table)) for module in modules for table in (module.__dict__, module._buffers)]
+        registered = [vars(module).get(name) for module in modules for name in HOOKS]
+        tables += [(table, dict(table)) for table in registered if table is not None]
         for module in modules:  # put back last: a forward may register parameters and modules
             stack.callback(restore_table, module._parameters, dict(module._parameters))
             stack.callback(restore_table, module._modules, dict(module._modules))

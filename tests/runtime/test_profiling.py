@@ -64,6 +64,26 @@ def test_a_frozen_beginning():
     assert report.kept
 
 
+def test_hooks_that_the_first_call_installs():
+    """As transformers does to collect hidden states: it remembers in an attribute that it has."""
+
+    class Collecting(Layers):
+        def forward(self, x):
+            if not hasattr(self, "collected"):
+                self.collected = []
+                for layer in self.layers:
+                    layer.register_forward_hook(lambda module, inputs, output: self.collected.append(output))
+            self.collected.clear()
+            x = super().forward(x)
+            assert len(self.collected) == 3
+            return x
+
+    model = Collecting(lambda: nn.Linear(8, 8), lambda index, side: ())
+    for _ in range(2):
+        assert len(revolve.measure(model, normal(4, 8)).stages) == 3
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 class DenseLists(nn.Module):
     """A dense block that passes lists: every layer takes all values before it, and so does what is behind them."""
 
