@@ -132,7 +132,8 @@ def trace_allocations(device: torch.device) -> Iterator[Tracer]:
     gc.collect()
     stand_in = instruments()
     if stand_in is not None:
-        yield stand_in.tracer()
+        with uncollected():
+            yield stand_in.tracer()
         return
     if device.type == "cuda":
         yield CudaTracer(device)
@@ -143,20 +144,29 @@ def trace_allocations(device: torch.device) -> Iterator[Tracer]:
         yield from trace_cpu()
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let no garbage be collected: what older cycles hold would be freed in the midst of a trace."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def trace_cpu() -> Iterator[Tracer]:
     """Trace the allocations of the CPU."""
     if torch.autograd.profiler._is_profiler_enabled:
         raise MeasurementError("memory cannot be measured while another torch profiler runs; stop that one first")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to standard error
     tracer = CpuTracer()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-            yield tracer
-    finally:
-        if collecting:
-            gc.enable()
+    with (
+        uncollected(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
+    ):
+        yield tracer
     assert profiler.profiler is not None
     tracer.replay(allocation_events(profiler.profiler.kineto_results))
 
