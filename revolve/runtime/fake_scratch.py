@@ -21,6 +21,8 @@ UNFOLDING = (Backend.Slow2d, Backend.SlowDilated2d, Backend.Slow3d, Backend.Slow
 ALIGNMENT = 128  # bytes
 FEW = 2**13  # bytes of small buffers
 SUMS = 257  # partial sums of a depthwise kernel's gradient, where channels come last; measured
+BLOCK = 16  # channels in a block of oneDNN's layouts, with AVX-512
+FEW_CHANNELS = 4  # fewer are not put into blocks
 LARGE = 64  # elements of a kernel from which on oneDNN unfolds images
 
 
@@ -46,11 +48,11 @@ def convolve(
         x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, sizes
     )
     if transposed:
-        return max(2 * bytes_in(output), bytes_in(x) + bytes_in(weight))
+        return max(2 * blocked(output), blocked(x) + blocked_weight(weight))
     if found in REORDERING and channels_last(x):
         return 2 * bytes_in(weight) + FEW
     if found in REORDERING:
-        return max(bytes_in(x) + bytes_in(weight) + thin(weight, stride, output), bytes_in(output))
+        return max(blocked(x) + blocked_weight(weight) + thin(weight, stride, output), blocked(output))
     return unfold(x, weight, output) if found in UNFOLDING else 0
 
 
@@ -87,11 +89,29 @@ def convolve_back(
         depthwise = weight.shape[1] == 1 < groups
         return (SUMS if depthwise else 3) * bytes_in(weight) + bias + turned
     left = bytes_in(weight) + bias if mask[1] else 0
-    of_input = 2 * bytes_in(x) if max(stride) > 1 else bytes_in(weight) + bytes_in(grad)
-    copies = bytes_in(weight) * (2 if torch.get_num_threads() > 1 else 0)
-    reordered = bytes_in(x) + bytes_in(grad) + thin(weight, stride, grad) + copies
-    of_weight = max(reordered, bytes_in(weight) + bias, patches(x, weight, grad))
+    of_input = 2 * blocked(x) if max(stride) > 1 else blocked_weight(weight) + blocked(grad)
+    copies = blocked_weight(weight) * (2 if torch.get_num_threads() > 1 else 0)
+    reordered = blocked(x) + blocked(grad) + thin(weight, stride, grad) + copies
+    of_weight = max(reordered, blocked_weight(weight) + bias, patches(x, weight, grad))
     return max(of_input - left if mask[0] else 0, of_weight if mask[1] else 0) + turned
+
+
+def blocked(tensor: torch.Tensor) -> int:
+    """Return the bytes of an activation whose channels fill whole blocks; those of images are not padded."""
+    channels = tensor.shape[1]
+    return bytes_in(tensor) if channels < FEW_CHANNELS else bytes_in(tensor) // channels * padded(channels)
+
+
+def blocked_weight(weight: torch.Tensor) -> int:
+    """Return the bytes of a weight whose channels fill whole blocks; it has one channel a group where depthwise."""
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    size = bytes_in(weight) // outputs * padded(outputs)
+    return size if inputs < FEW_CHANNELS else size // inputs * padded(inputs)
+
+
+def padded(channels: int) -> int:
+    """Return the channels of whole blocks."""
+    return -(-channels // BLOCK) * BLOCK
 
 
 def patches(x: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> int:

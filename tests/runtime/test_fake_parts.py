@@ -127,6 +127,7 @@ def last(tensor):
 
 CONVOLUTIONS = {
     "plain": (normal(2, 64, 28, 28), normal(64, 64, 3, 3), 1, 1),
+    "channels that fill no block": (normal(4, 8, 64, 64), normal(8, 8, 3, 3), 1, 1),
     "strided": (normal(2, 64, 28, 28), normal(128, 64, 3, 3), 2, 1),
     "strided, single elements": (normal(2, 64, 28, 28), normal(128, 64, 1, 1), 2, 1),
     "single elements": (normal(2, 64, 28, 28), normal(128, 64, 1, 1), 1, 1),
