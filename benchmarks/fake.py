@@ -123,7 +123,8 @@ seconds, busy = time.perf_counter() - start, time.process_time() - busy
 memory = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 parameters = sum(parameter.numel() for parameter in model.parameters())
 print(f"Llama of {parameters / 1e9:.2f} billion parameters, 1 x 2048 words, float32: {len(chain)} stages planned in "
-      f"{seconds:.1f} s ({busy:.1f} s of CPU time), host memory at most {int(memory.split()[1]) / 2**20:.2f} GiB; plain training adds "
+      f"{seconds:.1f} s ({busy:.1f} s of CPU time), host memory at most {int(memory.split()[1]) / 2**20:.2f} GiB; "
+      f"plain training adds "
       f"{frontier.plain / 1e9:.1f} GB, of which {sum(s.grad_bytes for s in chain.stages) / 1e9:.1f} GB are gradients; "
       f"least {frontier.smallest / 1e9:.1f} GB")
 """
