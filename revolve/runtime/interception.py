@@ -155,7 +155,7 @@ class PlannedChain(Follower):
         if self.plan.budget is None or situation in self.warned:
             return
         main = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad] or tensors_of(arguments)[:1]
-        size = bytes_of(main)
+        size = min(bytes_of(main), sum(tensor.numel() * tensor.element_size() for tensor in main))  # a view is no more
         if self.bound is None and size == self.plan.chain.input_bytes:
             self.bound = situation
         known = size <= self.plan.chain.input_bytes if self.bound is None else self.bound.covers(situation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -125,4 +126,7 @@ def measure_module(
         found = find_chain(model, sample)
         with running(whole, arguments):
             surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
-        return surroundings.around(measure_stages(surroundings.stages, surroundings.input, None, progress, whole.name))
+        with ExitStack() as stack:
+            surroundings.modes.enter(stack)
+            chain = measure_stages(surroundings.stages, surroundings.input, None, progress, whole.name)
+        return surroundings.around(chain)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from revolve.schedules.chain import Chain, Stage
 
 from .allocations import Phase
+from .modes import Modes
 from .stages import StageModule
 
 __all__ = ["Surroundings"]
@@ -23,6 +24,8 @@ class Surroundings(NamedTuple):
         The stages, to be called with their input alone.
     input
         The first one's input.
+    modes
+        The modes in which the model calls them: it may enter autocast itself.
     seconds
         Time of all that is no stage.
     phases
@@ -35,6 +38,7 @@ class Surroundings(NamedTuple):
 
     stages: list[StageModule]
     input: Any
+    modes: Modes
     seconds: float
     phases: dict[tuple[str, int], Phase]
     copies: dict[int, int]

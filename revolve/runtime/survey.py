@@ -23,6 +23,7 @@ from .bench import run_loss, step_clock
 from .exceptions import ModelError
 from .following import Follower, StandIn
 from .gradients import GradientLayout
+from .modes import Modes
 from .parts import PartCall
 from .samples import Arguments
 from .stages import StageModule
@@ -75,7 +76,7 @@ def survey(
     for parameter in model.parameters():
         parameter.grad = None
     phases = dict(zip(traced.labels, traced.tracer.phases, strict=True))
-    return Surroundings(trail.called(stages), trail.value, seconds, phases, traced.copies)
+    return Surroundings(trail.called(stages), trail.value, trail.modes, seconds, phases, traced.copies)
 
 
 def clear_gradients(model: nn.Module) -> None:
@@ -185,6 +186,8 @@ class SurveyTrail:
     ----------
     value
         The first stage's input.
+    modes
+        Those of its first call.
     """
 
     def __init__(self, surveyor: Surveyor) -> None:
@@ -192,6 +195,7 @@ class SurveyTrail:
         self.position = 0
         self.parts: list[PartCall] = []
         self.value: Any = None
+        self.modes = Modes.current([surveyor.device])
         self.layouts = [*(surveyor.layouts or ())]
         self.lost: list[weakref.ref[Lost]] = []  # of the last call
 

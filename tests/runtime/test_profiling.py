@@ -168,3 +168,24 @@ def test_a_loss_of_the_output():
     frontier = frontier_of(model, sample)
     revolve.checkpointed(model, frontier.plan(frontier.smallest))
     assert revolve.verify(model, sample, repeats=1).exact
+
+
+def test_autocast_that_the_model_enters_itself():
+    class Casting(ResidualNet):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    torch.manual_seed(0)
+    sample = normal(4, 3, 24, 24)
+    frontier = frontier_of(Casting(), sample)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = revolve.measure(ResidualNet(), sample)
+    plain = revolve.measure(ResidualNet(), sample)
+    assert [s.saved_bytes for s in frontier.chain.stages] == [s.saved_bytes for s in expected.stages]
+    assert sum(s.saved_bytes for s in frontier.chain.stages) < sum(s.saved_bytes for s in plain.stages)
+    model = revolve.checkpointed(Casting(), frontier.plan(frontier.smallest))
+    report = revolve.verify(model, sample, repeats=1)
+    assert report.exact
+    assert report.kept
+    assert not torch.is_autocast_enabled("cpu")
