@@ -14,7 +14,7 @@ import torch
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
 from .allocations import Phase, Tracer
-from .encoding import saves_late
+from .encoding import graph_clock, saves_late
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
@@ -58,7 +58,8 @@ class Bench:
         first = StageState(stage, None)
         with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=None)):
             leaf = cut(value)
-            self.late = saves_late(stage(leaf), leaf)
+            start = graph_clock()
+            self.late = saves_late(stage(leaf), start)
         del leaf
         self.changing = first.finish()
         drawn = zip(random.sources, before, random.read(), strict=True)
@@ -88,7 +89,7 @@ class Bench:
         """Run as ``rebuild``, into the holders of an earlier run."""
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
-            stops = self.stage.stops_early and not (self.random and self.late)  # as in the executor
+            stops = self.stage.stops_early and not self.late  # as in the executor
             pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if stops else -1)
             with suppress(StopRebuild), hooked(pack):
                 self.stage(cut(value))

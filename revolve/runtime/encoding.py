@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
+from torch._C._autograd import _get_sequence_nr
 
 from revolve.schedules.chain import Chain
 from revolve.storage.accounts import Account, Allowance
@@ -15,7 +16,7 @@ from revolve.storage.shared_forms import EncodedTensor, Forms, FormSnapshot
 
 from .saving import Content, Holder, Kept
 
-__all__ = ["Encoder", "Encoding", "saves_late"]
+__all__ = ["Encoder", "Encoding", "graph_clock", "saves_late"]
 
 # torch's only node that saves a tensor before it is written: a form would hold what was there before.
 LATE = "RreluWithNoiseBackward"
@@ -108,14 +109,19 @@ class Encoding:
         return Encoder(codec, self.forms, account, dense, dense_output=not encoded_output)
 
 
-def saves_late(output: Any, input: Any) -> bool:
-    """Whether a stage, between its input and its output, saves a tensor before it is written."""
-    begin = {tensor.grad_fn for tensor in tensors_of(input)}
+def graph_clock() -> int:
+    """Return the number that this thread's next node of an autograd graph gets."""
+    number: int = _get_sequence_nr()
+    return number
+
+
+def saves_late(output: Any, since: int) -> bool:
+    """Whether a stage that began at a time of :func:`graph_clock` saves a tensor before it is written."""
     todo = [tensor.grad_fn for tensor in tensors_of(output)]
-    seen = set(begin)
+    seen: set[Any] = set()
     while todo:
         node = todo.pop()
-        if node is not None and node not in seen:
+        if node is not None and node not in seen and node._sequence_nr() >= since:
             seen.add(node)
             if node.name().startswith(LATE):
                 return True

@@ -48,7 +48,7 @@ from revolve.storage.dense import DenseSnapshot, Enclosing
 from revolve.storage.shared_forms import FormSnapshot
 
 from .draws import Surprise, Watch
-from .encoding import Encoder, Encoding, saves_late
+from .encoding import Encoder, Encoding, graph_clock, saves_late
 from .exceptions import BudgetWarning, RecomputeError
 from .first_runs import FirstRun
 from .generators import FOREIGN, default_sources, devices_of
@@ -128,7 +128,8 @@ class Run:
         state = StageState(self.stages[index], self.habits.changing[index])
         self.states.append(state)
         keep = self.keep(action, value, self.enclosing)
-        return FirstRun(index, state, versions_of(value), keep, hooked(self.packers[index].record(self, keep=keep)))
+        hooks = hooked(self.packers[index].record(self, keep=keep))
+        return FirstRun(index, state, versions_of(value), keep, hooks, graph_clock())
 
     def follow_sweep(self, value: Any) -> Action | None:
         """Store and drop activations as the sweep says; return the next action of another kind."""
@@ -148,7 +149,7 @@ class Run:
         self.habits.changing[index] = state.finish()
         if self.watching.drawing[index] is not False:
             state.random = self.watching.leave(index)
-            state.late = bool(state.random) and saves_late(output, value)
+        state.late = self.program.stops[index] and saves_late(output, first.start)
 
     def finish(self, value: Any) -> None:
         """End the first sweep with the model's output."""
@@ -185,9 +186,7 @@ class Run:
             again = Watch(watch.random.sources, self.habits.drawing)
             for index in surprise.stages:
                 cursor = self.run_again(Forward(index), cursor, replay)
-                state = self.states[index]
-                state.random = again.leave(index)
-                state.late = True  # not known: its graph is gone
+                self.states[index].random = again.leave(index)
                 self.habits.drawing[index] = True
         if again.states not in (surprise.before, surprise.after):  # before: the numbers were drawn by another thread
             names = ", ".join(self.stages[index].name for index in surprise.stages)

@@ -31,6 +31,8 @@ class FirstRun:
         What fills its holders.
     hooks
         What it has to run under.
+    start
+        When it began, by the numbers of the graph's nodes.
     """
 
     index: int
@@ -38,6 +40,7 @@ class FirstRun:
     versions: tuple[int, ...]
     keep: Keep | None
     hooks: saved_tensors_hooks
+    start: int
 
     def check(self, value: Any, output: Any, packer: Packer) -> None:
         """Finish what is encoded, and check that the stage can be run again on its input [8].
@@ -49,7 +52,7 @@ class FirstRun:
         """
         name = self.state.stage.name
         if isinstance(self.keep, Encoder):
-            if self.state.changing is None and saves_late(output, value):
+            if self.state.changing is None and saves_late(output, self.start):
                 raise RecomputeError(
                     f"stage {name!r} saves a tensor before it is written, as F.rrelu does, so that it "
                     "cannot be kept in another format than dense; measure and plan again"

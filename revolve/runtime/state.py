@@ -67,7 +67,7 @@ class StageState:
     random
         The generators that the stage draws from, each with its state before.
     late
-        Whether it may draw after its last saved tensor into that tensor, as F.rrelu does; it is then run to its end.
+        Whether it saves a tensor before it is written, as F.rrelu does: it is then never ended at its last one.
     before
         The buffers that the stage changes (may change, until :meth:`finish`), each with a copy of its old value.
     temporary

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from layers import StochasticDepth
-from steps import PLANNERS, assert_same, batch, perceptron, run_step, twins
+from steps import PLANNERS, assert_same, batch, perceptron, run_step, square, twins
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
@@ -70,6 +70,19 @@ def test_a_rebuild_ends_no_earlier_than_the_noise_is_drawn(first):
     for turn in range(2):
         ours, theirs = (torch.manual_seed(turn) and run_step(model, batch()) for model in (planned, plain))
         assert_same(ours, theirs)
+
+
+def test_noise_that_is_not_drawn():
+    """For positive values RReLU writes its noise, but draws no numbers."""
+    planned, plain = twins(nn.Sequential(*(nn.Sequential(nn.Softmax(-1), nn.RReLU()) for _ in range(3))))
+    x = batch().requires_grad_()
+    for turn in range(2):
+        for model in (planned, plain):
+            x.grad = None
+            square(model(x)).backward()
+            if model is planned:
+                ours = x.grad
+        assert torch.equal(ours, x.grad), turn
 
 
 def test_late_draws_behind_others_and_changed_buffers():
