@@ -199,6 +199,8 @@ UNSTEADY = {kind for kind in LAYERS if kind.startswith("stochastic")} | {"reject
 )
 def test_random_budgets_of_measured_chains(kinds, share, input_grad, formats):
     """The optimal plan of any budget between the least feasible and plain training keeps it, bit for bit."""
+    # An LSTM's workspace has parts that are never written: what they hold, and with it their bitmap, is chance.
+    assume(formats == ("dense",) or "recurrent" not in kinds)
     model = build(kinds)
     x = batch().requires_grad_(input_grad)
     frontier = revolve.solve(revolve.measure(model, x, formats=formats), formats)
