@@ -1,0 +1,204 @@
+"""revolve beside the checkpointing that transformers and timm bring along, at the same measured peak.
+
+Each model runs with its library's own checkpointing: transformers' of every n-th layer, timm's set_grad_checkpointing.
+revolve gets the measured peak as its budget (and the kilobyte by which its predictions are above what is measured). A
+second row of each lies half the way from there to plain training, where the library has no setting. Plain, the
+library's and revolve's steps alternate in one process; times are medians of CPU time, peaks come from the allocator.
+Gradients exist before each step.
+
+    python benchmarks/frameworks.py [--models llama timm-resnet50] [--repeats 5]
+
+Needs transformers and timm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from pool_models import define_vision_operators, pretrained, seeded
+from torch import nn
+
+import revolve
+from revolve.runtime.allocations import trace_allocations
+from revolve.runtime.measurement import ROOT_BYTES, default_loss
+
+LENGTH, WORDS, DEPTH, WIDTH = 256, 1000, 8, 256
+SIZES = {
+    **{"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 4},
+    **{"vocab_size": WORDS, "max_position_embeddings": LENGTH, "pad_token_id": 0},
+}
+GPT2 = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": LENGTH, "vocab_size": WORDS}
+VISION = {
+    **{"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 4},
+    **{"image_size": 128, "patch_size": 8, "num_labels": 10},
+}
+
+
+def words(cache: bool = True) -> dict[str, Any]:
+    """Return words and the same as labels."""
+    ids = torch.randint(3, WORDS, (4, LENGTH), generator=seeded(1))
+    return {"input_ids": ids, "labels": ids} | ({"use_cache": False} if cache else {})
+
+
+def pictures(batch: int = 4, side: int = 128) -> torch.Tensor:
+    """Return images."""
+    return torch.randn(batch, 3, side, side, generator=seeded(1))
+
+
+def timm_model(name: str, sample: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """Build a model of timm with random weights."""
+    define_vision_operators()
+    torch.manual_seed(0)
+    return importlib.import_module("timm").create_model(name, num_classes=10).train(), sample
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "llama": lambda: pretrained("LlamaForCausalLM", SIZES, words),
+    "gpt2": lambda: pretrained("GPT2LMHeadModel", GPT2, words),
+    "bert": lambda: pretrained("BertForMaskedLM", SIZES, lambda: words(cache=False)),
+    "vit": lambda: pretrained("ViTForImageClassification", VISION, lambda: {"pixel_values": pictures()}),
+    "timm-resnet50": lambda: timm_model("resnet50", pictures(8)),
+    "timm-vit-small": lambda: timm_model("vit_small_patch16_224", pictures(8, 224)),
+    "timm-convnext": lambda: timm_model("convnext_atto", pictures(8)),
+    "timm-efficientnet": lambda: timm_model("efficientnet_b0", pictures(8)),
+}
+
+
+def call(model: nn.Module, sample: Any) -> Any:
+    """Call a model on its sample."""
+    return model(**sample) if isinstance(sample, Mapping) else model(sample)
+
+
+def step(model: nn.Module, sample: Any) -> float:
+    """Run one step; return its CPU seconds."""
+    model.zero_grad(set_to_none=False)
+    start = time.process_time()
+    output = call(model, sample)  # kept to the end, as training loops do
+    default_loss(output).backward()
+    return time.process_time() - start
+
+
+def peak_of(model: nn.Module, sample: Any) -> int:
+    """Return the peak bytes of a step, when one has been run before."""
+    step(model, sample)
+    model.zero_grad(set_to_none=False)
+    with trace_allocations(torch.device("cpu")) as tracer:
+        output = call(model, sample)
+        default_loss(output).backward()
+        tracer.mark()
+    return tracer.phases[0].peak
+
+
+Switch = Callable[[bool], None]
+
+
+def settings(model: nn.Module) -> Iterator[tuple[str, Switch]]:
+    """Yield each way in which the model's library checkpoints, and what switches it on and off."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        for every in (1, 2, 4):
+
+            def switch(on: bool, every: int = every) -> None:
+                if on:
+                    model.activation_checkpointing_enable(every_n_layers=every)
+                else:
+                    model.activation_checkpointing_disable()
+
+            yield f"every {every}", switch
+    else:
+        yield "set_grad_checkpointing", model.set_grad_checkpointing
+
+
+class Contest:
+    """Plain steps of one model beside its library's checkpointing and beside plans.
+
+    Parameters
+    ----------
+    name
+        The model.
+    repeats
+        Timed steps of each kind.
+    """
+
+    def __init__(self, name: str, repeats: int) -> None:
+        self.name = name
+        self.repeats = repeats
+        self.model, self.sample = MODELS[name]()
+        self.plain_peak = peak_of(self.model, self.sample)
+        self.frontier = revolve.solve(revolve.measure(self.model, self.sample), tolerance="auto")
+
+    def run(self) -> None:
+        """Print the rows of every setting."""
+        for setting, switch in settings(self.model):
+            switch(True)
+            theirs = peak_of(self.model, self.sample)
+            switch(False)
+            if theirs + ROOT_BYTES < self.frontier.smallest:
+                print(f"| {self.name}, {setting}: peak {theirs / self.plain_peak:.1%}, below revolve's least")
+                continue
+            print_row((self.name, setting, f"{theirs / self.plain_peak:.1%}", *self.row(theirs, switch)))
+            print_row((self.name, "", "", *self.row((theirs + self.plain_peak) // 2)))
+        least = self.frontier.plan(self.frontier.smallest)
+        shares = f"least budget {least.peak / self.plain_peak:.1%} ({least.ratio - 1:+.1%} planned)"
+        print(f"| {self.name}: plain {self.plain_peak / 1e6:.1f} MB, {shares}")
+
+    def row(self, budget: int, switch: Switch | None = None) -> Iterator[str]:
+        """Yield the library's time, if there is a setting, and peak and times of revolve."""
+        model, sample, plan = self.model, self.sample, self.frontier.plan(budget + ROOT_BYTES)
+        revolve.checkpointed(model, plan)
+        own_peak = peak_of(model, sample)
+        plain_times, their_times, own_times = [], [], []
+        for _ in range(self.repeats):
+            revolve.restore(model)
+            plain_times.append(step(model, sample))
+            if switch is not None:
+                switch(True)
+                their_times.append(step(model, sample))
+                switch(False)
+            revolve.checkpointed(model, plan)
+            own_times.append(step(model, sample))
+        revolve.restore(model)
+        plain, own = median(plain_times), median(own_times)
+        yield f"{median(their_times) / plain - 1:+.1%}" if their_times else ""
+        yield f"{own_peak / self.plain_peak:.1%}"
+        yield f"{own / plain - 1:+.1%}"
+        yield f"{plan.ratio - 1:+.1%}"
+        yield f"{own / median(their_times):.3f}" if their_times else ""
+
+
+def print_row(cells: tuple[str, ...]) -> None:
+    """Print one row of the table."""
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} thread(s), {options.repeats} repeats")
+    print_row(
+        ("model", "its own", "its peak", "its time", "revolve peak", "revolve time", "planned time", "time ratio")
+    )
+    print_row(("---",) * 8)
+    for name in options.models:
+        Contest(name, options.repeats).run()
+
+
+if __name__ == "__main__":
+    main()
