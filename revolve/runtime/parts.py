@@ -35,9 +35,13 @@ class PartCall:
         storages, outside of any graph.
     picks
         Which of its output's tensors the next call takes; None for all of it.
+    extras
+        Which others it gives besides, to be measured: what leaves the chain for an auxiliary loss.
+    inherited
+        How many values at the end of its own are such extras of the call before, in the same stage.
     """
 
-    __slots__ = ("forward", "name", "picks", "side", "template")
+    __slots__ = ("extras", "forward", "inherited", "name", "picks", "side", "template")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,6 +49,8 @@ class PartCall:
         self.template: Arguments = ((), {})
         self.side: list[torch.Tensor] = []
         self.picks: list[int] | None = None
+        self.extras: list[int] = []
+        self.inherited = 0
 
     def bind(
         self, forward: Callable[..., Any], arguments: Arguments, linked: Mapping[int, int]
@@ -96,10 +102,12 @@ class PartCall:
             raise RecomputeError(f"the forward pass ended before {self.name!r}, in the middle of a stage")
         args, kwargs = self.arguments(value)
         output = self.forward(*args, **kwargs)
+        inherited = value[len(value) - self.inherited :] if self.inherited else ()
         if self.picks is None:
-            return output
+            return (output, *inherited) if inherited else output
         tensors = tensors_of(output)
-        return tensors[self.picks[0]] if len(self.picks) == 1 else tuple(tensors[pick] for pick in self.picks)
+        given = (*(tensors[pick] for pick in (*self.picks, *self.extras)), *inherited)
+        return given[0] if len(given) == 1 else given
 
 
 def main_inputs(arguments: Arguments) -> dict[int, int]:

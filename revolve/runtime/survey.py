@@ -20,6 +20,7 @@ from revolve.storage.boundary import cut, map_tensors, tensors_of
 
 from .allocations import Tracer, trace_allocations
 from .bench import run_loss, step_clock
+from .detours import Detour, Lost, is_dense
 from .exceptions import ModelError
 from .following import Follower, StandIn
 from .gradients import GradientLayout
@@ -62,6 +63,7 @@ def survey(
     first, traced, timed = (Surveyor(model, stages, device) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()
+    trail.note_extras()
     traced.layouts = timed.layouts = trail.layouts
     given = arguments()
     clear_gradients(model)
@@ -198,6 +200,17 @@ class SurveyTrail:
         self.modes = Modes.current([surveyor.device])
         self.layouts = [*(surveyor.layouts or ())]
         self.lost: list[weakref.ref[Lost]] = []  # of the last call
+        self.turns: list[Turn] = []
+
+    def note_extras(self) -> None:
+        """Let every call give what it was asked gradients for, also where the next call does not take it."""
+        for number, (part, turn) in enumerate(zip(self.parts, self.turns, strict=True)):
+            if turn.reaches_beside(part):
+                assert part.picks is not None
+                part.extras = [position for position in turn.reached if position not in part.picks]
+            if number not in self.surveyor.begins:
+                before = self.parts[number - 1]
+                part.inherited = len(before.extras) + before.inherited
 
     def called(self, stages: Sequence[StageModule]) -> list[StageModule]:
         """Return the stages as functions of their input alone."""
@@ -229,6 +242,7 @@ class SurveyTrail:
         others = [tensor for tensor in tensors_of(arguments) if id(tensor) not in linked]
         passed = {id(side): tensor for side, tensor in zip(part.side, others, strict=True)}
         detour = Turn(surveyor, number, self.layouts[number])
+        self.turns.append(detour)
         inputs = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad]
         output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), detour.apply(output, passed, inputs))
         surveyor.leaks.append(sum(left.nbytes for reference in self.lost if (left := reference()) is not None))
@@ -245,7 +259,13 @@ class SurveyTrail:
                 return forward(*args, **kwargs)
         pairs = zip(tensors_of(arguments), tensors_of(given), strict=True)
         inputs = [tensor for tensor, original in pairs if original.requires_grad]
+        before = len(tensors_of(arguments))
         output = forward(*args, **kwargs)
+        if len(tensors_of(arguments)) != before:
+            raise ModelError(
+                f"stage {self.surveyor.names[self.position - 1]!r} puts tensors into a list or dict that it is called "
+                "with, or takes them out, which cannot be done again; let it return them"
+            )
         self.layouts.append(GradientLayout.probe(output, inputs))
         return output
 
@@ -265,15 +285,27 @@ class SurveyTrail:
 
 @dataclass
 class Turn:
-    """Where the backward of one call turns round without running it."""
+    """Where the backward of one call turns round without running it.
+
+    Attributes
+    ----------
+    positions
+        Of the tensors in the call's output that hang on the inputs.
+    reached
+        Those of them that got a gradient.
+    """
 
     surveyor: Surveyor
     number: int
     layout: GradientLayout
+    positions: Sequence[int] = ()
+    reached: Sequence[int] = ()
 
     def apply(self, output: Any, passed: Mapping[int, torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
         """Return an output whose tensors hang on the inputs by a detour, where they require a gradient."""
-        outside = [t for t in tensors_of(output) if t.requires_grad and id(t) not in passed]
+        given = tensors_of(output)
+        self.positions = [n for n, t in enumerate(given) if t.requires_grad and id(t) not in passed]
+        outside = [given[position] for position in self.positions]
         made: Any = ()
         if outside:
             aliases = [t.detach() for t in outside]
@@ -284,50 +316,20 @@ class Turn:
     def reverse(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Return zeros for the inputs."""
         surveyor = self.surveyor
+        self.reached = [position for position, g in zip(self.positions, gradients, strict=True) if g is not None]
         if self.number in surveyor.ends:
             stage = surveyor.ends[self.number]
             begin = self.number + 1 - len(surveyor.stages[stage].functions)
             leaks = sum(surveyor.leaks[begin : self.number + 1])
-            surveyor.copies[stage] = leaks + sum(g.nbytes for g in gradients if g is not None and not is_dense(g))
+            summed = len(self.reached) > 1  # what they share inside of the stage gets one added to the other
+            copied = [g for g in gradients if g is not None and (summed or not is_dense(g))]
+            surveyor.copies[stage] = leaks + sum(g.nbytes for g in copied)
             surveyor.mark("back", stage)
         zeros = self.layout.make()
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
         return zeros
 
-
-class Lost:
-    """A tensor that a stage saves and does not keep; zeros for tensors that leave the stage beside its output."""
-
-    __slots__ = ("__weakref__", "device", "dtype", "nbytes", "shape")
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-        self.nbytes = tensor.numel() * tensor.element_size()
-
-    def zeros(self) -> torch.Tensor:
-        """Return zeros in its place."""
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-
-
-def is_dense(gradient: torch.Tensor) -> bool:
-    """Whether a gradient lies in memory without gaps and overlaps."""
-    return torch.empty_like(gradient, device="meta").stride() == gradient.stride()
-
-
-class Detour(torch.autograd.Function):
-    """A node of the graph in place of a call's own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, turn: Turn | None, outputs: list[torch.Tensor], token: torch.Tensor, *inputs: torch.Tensor
-    ) -> Any:
-        """Return the outputs."""
-        ctx.turn = turn
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        """Return zeros, allocated as the call's own gradients are."""
-        return None, None, None, *(ctx.turn.reverse(gradients) if ctx.turn else ())
+    def reaches_beside(self, part: PartCall) -> bool:
+        """Whether gradients come for outputs that the next call does not take."""
+        return part.picks is not None and any(position not in part.picks for position in self.reached)
