@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from revolve.runtime.exceptions import MeasurementError
+from revolve.runtime.exceptions import MeasurementError, ModelError
 from revolve.runtime.following import Follower, StandIn
 from revolve.runtime.instrumentation import checkpointed
 from revolve.runtime.linearization import linearize
@@ -102,6 +102,11 @@ class FirstCall(Follower):
     plan_now
         Puts a plan on the module, given the module and a sample that stands for the arguments of the call.
 
+    Raises
+    ------
+    ModelError
+        If the module waits already.
+
     Notes
     -----
     While it waits it stands in for the ``forward`` of the module, on the instance. A copy of the module made
@@ -110,6 +115,13 @@ class FirstCall(Follower):
 
     def __init__(self, module: nn.Module, plan_now: Callable[[nn.Module, Any], None]) -> None:
         super().__init__([module])
+        present = vars(module).get("forward")
+        if isinstance(present, StandIn) and isinstance(present.follower, FirstCall):
+            present.take_off()
+            raise ModelError(
+                f"the {type(module).__name__} already waits to be planned for at its first batch; pass one "
+                "RevolveCallback"
+            )
         self.plan_now: Callable[[nn.Module, Any], None] | None = plan_now
         self.stand_in = StandIn(module, self)
         self.stand_in.put_on()

@@ -139,20 +139,22 @@ DEVICES: dict[str, DeviceDescription] = {
 DEFAULT = DeviceDescription("a CPU core", {"float32": 80e9}, 10e9, 0, 2e-6, 1.5e8)
 
 
-def find_device(name: str) -> DeviceDescription:
-    """Return the description of a device by its name.
+def find_device(device: str | DeviceDescription) -> DeviceDescription:
+    """Return the description of a device by its name; a description as it is.
 
     Raises
     ------
     DeviceError
         If there is none; the message lists them.
     """
-    if name not in DEVICES:
+    if isinstance(device, DeviceDescription):
+        return device
+    if not isinstance(device, str) or device not in DEVICES:
         raise DeviceError(
-            f"device {name!r} is not described; choose one of {', '.join(DEVICES)}, or pass a "
+            f"device {device!r} is not described; choose one of {', '.join(DEVICES)}, or pass a "
             "revolve.DeviceDescription (revolve.calibrate() describes this machine)"
         )
-    return DEVICES[name]
+    return DEVICES[device]
 
 
 def calibrate(dtypes: tuple[str, ...] = ("float32",), *, side: int = 1024, repeats: int = 5) -> DeviceDescription:

@@ -120,7 +120,7 @@ def measure_fake(
     MeasurementError
         If the model looks at the values of tensors.
     """
-    description = DEFAULT if device is None else find_device(device) if isinstance(device, str) else device
+    description = DEFAULT if device is None else find_device(device)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     imagination, fake = Imagination(mode), FakeDevice(description, mode)
     with imagined(model, imagination), mode, fake, measuring_with(fake), assumed_answers():

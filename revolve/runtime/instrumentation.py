@@ -135,7 +135,14 @@ def restore(model: Model) -> Model:
     -------
     nn.Module
         The same object.
+
+    Raises
+    ------
+    ModelError
+        If it is no nn.Module.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; pass the nn.Module that was planned for")
     PLAIN_PLANS.pop(model, None)
     instrument = instrument_of(model)
     if instrument is not None:

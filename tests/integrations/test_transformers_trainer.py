@@ -124,6 +124,11 @@ def test_what_checkpoints_by_itself_is_refused(tmp_path):
         train(tmp_path, [RevolveCallback("1GB")], build=lambda: model)
 
 
+def test_two_callbacks_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="already waits to be planned for at its first batch"):
+        train(tmp_path, [RevolveCallback("2GiB"), RevolveCallback("1GiB")])
+
+
 def test_too_small_a_budget_is_an_error_at_the_first_batch(tmp_path):
     model = llama()
     with pytest.raises(revolve.InfeasibleBudget, match=r"least|smallest"):

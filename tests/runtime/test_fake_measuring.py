@@ -185,6 +185,7 @@ def test_a_stage_that_looks_at_values_is_named():
         ({"mode": "imaginary"}, "mode='imaginary'"),
         ({"device": "h100"}, "only 'fake' takes a device"),
         ({"mode": "fake", "device": "abacus"}, "'abacus' is not described; choose one of odroid-xu4"),
+        ({"mode": "fake", "device": 5}, "device 5 is not described; choose one of odroid-xu4"),
         ({"mode": "fake", "formats": ("dense", "bitmap")}, "depends on values"),
     ],
 )

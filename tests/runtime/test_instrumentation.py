@@ -36,6 +36,8 @@ def test_only_the_instance_changes_and_comes_back():
     assert revolve.restore(model) is model
     assert vars(model) == before
     assert revolve.restore(model) is model
+    with pytest.raises(ModelError, match="the model is a NoneType"):
+        revolve.restore(None)
 
 
 @pytest.mark.parametrize("copying", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
