@@ -89,8 +89,8 @@ class Follower:
         self.links: dict[int, Link] = {}
 
     def begin(self, arguments: Arguments) -> Trail | None:
-        """Begin a pass with the arguments of its first call; None where the chain is not to be followed."""
-        raise NotImplementedError
+        """Begin a pass with the arguments of its first call; None, as here, where the chain is not to be followed."""
+        return None
 
     def goes_on(self, trail: Trail) -> bool:
         """Whether a pass may go on under the modes of now."""

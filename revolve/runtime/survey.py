@@ -205,8 +205,7 @@ class SurveyTrail:
     def note_extras(self) -> None:
         """Let every call give what it was asked gradients for, also where the next call does not take it."""
         for number, (part, turn) in enumerate(zip(self.parts, self.turns, strict=True)):
-            if turn.reaches_beside(part):
-                assert part.picks is not None
+            if part.picks is not None:
                 part.extras = [position for position in turn.reached if position not in part.picks]
             if number not in self.surveyor.begins:
                 before = self.parts[number - 1]
@@ -329,7 +328,3 @@ class Turn:
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
         return zeros
-
-    def reaches_beside(self, part: PartCall) -> bool:
-        """Whether gradients come for outputs that the next call does not take."""
-        return part.picks is not None and any(position not in part.picks for position in self.reached)
