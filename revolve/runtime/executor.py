@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from revolve.schedules.actions import Action, Backward, Drop, Forward, Load, Rebuild, Save, Store
+from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
 from revolve.storage.boundary import cut, storage_keys, storages_of, tensors_of, versions_of
 from revolve.storage.dense import DenseSnapshot, Enclosing
 from revolve.storage.shared_forms import FormSnapshot
@@ -85,7 +85,7 @@ class Run:
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.snapshots: dict[int, DenseSnapshot | FormSnapshot] = {}
-        self.sweep = iter(program.sweep)
+        self.sweep_position = 0
         self.swept = False
         self.actions = program.rest
         self.position = 0
@@ -119,28 +119,46 @@ class Run:
         self.watching = self.watch(apart)
 
     def enter(self, value: Any) -> FirstRun:
-        """Follow the sweep up to the next stage's first run, on a value."""
-        action = self.follow_sweep(value)
-        assert isinstance(action, (Forward, Save))
-        index = action.index
+        """Open the next stage's first run, on a value."""
+        first = self.open(value)
+        self.receive(first, value)
+        return first
+
+    def open(self, value: Any = None) -> FirstRun:
+        """Open the first run of the next stage; what runs under its hooks belongs to the stage.
+
+        The value is needed only for a stage that is saved in another format than dense.
+        """
+        index = len(self.states)
+        action = self.program.runs[index]
         if self.watching.drawing[index] is not False:
             self.watching.reach(index)
         state = StageState(self.stages[index], self.habits.changing[index])
         self.states.append(state)
+        if type(action) is Save and action.format != "dense":
+            self.follow_sweep(value)  # a form that is stored is not encoded again
         keep = self.keep(action, value, self.enclosing)
         hooks = hooked(self.packers[index].record(self, keep=keep))
-        return FirstRun(index, state, versions_of(value), keep, hooks, graph_clock())
+        return FirstRun(index, state, keep, hooks, graph_clock())
 
-    def follow_sweep(self, value: Any) -> Action | None:
-        """Store and drop activations as the sweep says; return the next action of another kind."""
-        for action in self.sweep:
+    def receive(self, first: FirstRun, value: Any) -> None:
+        """Take note of the input of a stage whose first run is open, and follow the sweep beyond that run."""
+        self.follow_sweep(value)
+        self.sweep_position += 1
+        first.versions = versions_of(value)
+
+    def follow_sweep(self, value: Any) -> None:
+        """Store and drop activations as the sweep says, up to the next action of another kind."""
+        sweep = self.program.sweep
+        while self.sweep_position < len(sweep):
+            action = sweep[self.sweep_position]
             if isinstance(action, Store):
                 self.snapshots[action.index] = self.store(action, value, self.enclosing)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
             else:
-                return action
-        return None
+                return
+            self.sweep_position += 1
 
     def leave(self, first: FirstRun, value: Any, output: Any) -> None:
         """Take note of what a stage did that was entered with a value."""

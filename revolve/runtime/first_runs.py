@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,30 +16,37 @@ from .state import StageState
 __all__ = ["FirstRun"]
 
 
-@dataclass(frozen=True, slots=True)
 class FirstRun:
     """A stage's first run, while it lasts.
 
-    Attributes
+    Parameters
     ----------
     index, state
         The stage, and what it sees.
-    versions
-        Of its input.
     keep
         What fills its holders.
     hooks
         What it has to run under.
     start
         When it began, by the numbers of the graph's nodes.
+
+    Attributes
+    ----------
+    versions
+        Of its input, once that is known.
     """
 
-    index: int
-    state: StageState
-    versions: tuple[int, ...]
-    keep: Keep | None
-    hooks: saved_tensors_hooks
-    start: int
+    __slots__ = ("hooks", "index", "keep", "start", "state", "versions")
+
+    def __init__(
+        self, index: int, state: StageState, keep: Keep | None, hooks: saved_tensors_hooks, start: int
+    ) -> None:
+        self.index = index
+        self.state = state
+        self.keep = keep
+        self.hooks = hooks
+        self.start = start
+        self.versions: tuple[int, ...] = ()
 
     def check(self, value: Any, output: Any, packer: Packer) -> None:
         """Finish what is encoded, and check that the stage can be run again on its input [8].

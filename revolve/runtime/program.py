@@ -23,6 +23,8 @@ class Program:
     ----------
     sweep
         Actions up to the loss: every stage once, in order.
+    runs
+        For each stage its run in the sweep.
     rest
         Actions after it.
     stops
@@ -36,6 +38,7 @@ class Program:
     """
 
     sweep: tuple[Action, ...]
+    runs: tuple[Forward | Save, ...]
     rest: tuple[Action, ...]
     stops: tuple[bool, ...]
     chain: Chain
@@ -60,8 +63,10 @@ class Program:
         """
         turn = plan.actions.index(Loss())
         sweep = plan.actions[:turn]
-        runs = [action.index for action in sweep if isinstance(action, (Forward, Save))]
-        if runs != list(range(len(plan.chain))) or any(isinstance(action, (Load, Rebuild)) for action in sweep):
+        runs = tuple(action for action in sweep if isinstance(action, (Forward, Save)))
+        if [action.index for action in runs] != list(range(len(plan.chain))) or any(
+            isinstance(action, (Load, Rebuild)) for action in sweep
+        ):
             raise PlanMismatch(
                 "the plan runs stages again before the loss, which autograd cannot execute; "
                 "use a schedule whose first sweep runs every stage once"
@@ -71,4 +76,4 @@ class Program:
         formats = tuple(name for name in plan.formats() if name != "dense")
         for name in formats:
             codec_named(name)  # a format that does not exist is an error now, not in the step
-        return cls(sweep, plan.actions[turn + 1 :], stops, plan.chain, slack, formats)
+        return cls(sweep, runs, plan.actions[turn + 1 :], stops, plan.chain, slack, formats)
