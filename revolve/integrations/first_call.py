@@ -80,7 +80,7 @@ def sample_of(module: nn.Module, arguments: Arguments) -> Any:
     """
     args, kwargs = arguments
     if is_plain_sequential(module):
-        return args[0]
+        return (*args, *kwargs.values())[0]
     if not args or not kwargs:
         return kwargs or args
     parameters = list(inspect.signature(module.forward).parameters.values())[: len(args)]

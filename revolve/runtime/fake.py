@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -59,6 +60,11 @@ class Imagination:
         """Make a fake tensor."""
         if isinstance(tensor, FakeTensor):
             raise MeasurementError("the model or its input has fake tensors already; pass those of the meta device")
+        if tensor.layout is not torch.strided:
+            raise MeasurementError(
+                f"the model or its input has a tensor of layout {tensor.layout}, and fake ones are dense; measure "
+                "without mode='fake'"
+            )
         if tensor.is_meta:
             fake: torch.Tensor = FakeTensor(self.mode, tensor.data, torch.device("cpu"))
         else:
@@ -94,6 +100,21 @@ def imagined(model: nn.Module, imagination: Imagination) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def failures_unlogged() -> Iterator[None]:
+    """Keep torch from logging operations that fail, with their traceback: what they raise says as much."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+
+    def is_minor(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    logger.addFilter(is_minor)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_minor)
+
+
 def measure_fake(
     model: nn.Module, sample: Any, device: str | DeviceDescription | None, measure: Callable[[Any], Chain]
 ) -> Chain:
@@ -123,7 +144,7 @@ def measure_fake(
     description = DEFAULT if device is None else find_device(device)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     imagination, fake = Imagination(mode), FakeDevice(description, mode)
-    with imagined(model, imagination), mode, fake, measuring_with(fake), assumed_answers():
+    with imagined(model, imagination), mode, fake, measuring_with(fake), assumed_answers(), failures_unlogged():
         try:
             chain = measure(map_tensors(imagination, sample))
         except MeasurementError as error:

@@ -28,6 +28,7 @@ from .generators import devices_of
 from .isolation import isolated
 from .parts import PartCall
 from .replay import recomputing
+from .samples import check_layouts
 from .saving import hooked
 from .sharding import units_of
 from .situations import describe_input
@@ -52,6 +53,11 @@ ROOT_BYTES = 1024
 
 # Seconds that it takes to end a stage early, by an exception through its modules and the engine.
 STOP_TIME = 12e-6
+
+NO_TENSOR = (
+    "; the sample has no tensor: pass a tensor, a tuple of positional or a mapping of keyword arguments "
+    "(torch.from_numpy makes a tensor of an array)"
+)
 
 NOISE = 1.5  # up to this ratio, times of stages that are otherwise alike count as the same
 
@@ -139,8 +145,21 @@ def inseparable(value: Any, output: Any) -> bool:
 
 
 def copy_of(value: Any) -> Any:
-    """Return a copy of a boundary that may be changed in place."""
-    return map_tensors(lambda t: t.detach().clone().requires_grad_(t.requires_grad).view_as(t), value)
+    """Return a copy of a boundary that may be changed in place.
+
+    Raises
+    ------
+    MeasurementError
+        If it has tensors of a layout whose bytes cannot be counted.
+    """
+    check_layouts(value)
+    return map_tensors(copy_tensor, value)
+
+
+def copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor; a dense one is no leaf, which could not be changed in place in grad mode."""
+    copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return copy.view_as(copy) if copy.layout is torch.strided else copy
 
 
 @contextmanager
@@ -152,8 +171,9 @@ def running(stage: StageModule, value: Any) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = "" if tensors_of(value) else NO_TENSOR
         raise MeasurementError(
-            f"stage {stage.name!r} cannot be run on its input ({describe_input(value)}): {reason}"
+            f"stage {stage.name!r} cannot be run on its input ({describe_input(value)}): {reason}{advice}"
         ) from error
 
 

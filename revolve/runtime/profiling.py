@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain
+from revolve.storage.boundary import tensors_of
 
 from .devices import DeviceDescription
 from .exceptions import MeasurementError
@@ -29,7 +30,7 @@ from .measurement import (
 )
 from .memory import device_of
 from .replay import recomputing
-from .samples import arguments_of
+from .samples import arguments_of, check_layouts
 from .stages import StageModule, check_model, is_plain_sequential
 from .survey import survey
 
@@ -95,13 +96,40 @@ def measure(
         raise MeasurementError(
             f"mode={mode!r}, device={device!r}: mode must be one of {', '.join(MODES)}, and only 'fake' takes a device"
         )
+    check_layouts(sample)
     if mode == "fake":
         if any(name != "dense" for name in formats):
             raise MeasurementError(
                 f"formats={list(formats)!r}: what a format takes depends on values, which fake tensors have none of; "
                 "measure without mode='fake'"
             )
-        return measure_fake(model, sample, device, lambda fake: measure(model, fake, loss, progress=progress))
+        return measure_fake(model, sample, device, lambda fake: run_stages(model, fake, loss, progress))
+    check_values(model, sample)
+    return run_stages(model, sample, loss, progress, formats)
+
+
+def check_values(model: nn.Module, sample: Any) -> None:
+    """Refuse tensors on the meta device, which have shapes and no values."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    found = [name for name, tensor in named if tensor.is_meta]
+    found += ["the sample" for tensor in tensors_of(sample) if tensor.is_meta]
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise MeasurementError(
+            f"the {type(model).__name__} cannot be run on tensors without values: {found[0]}{others} on the meta "
+            "device; revolve.measure(model, sample, mode='fake') plans without values, and model.to_empty(device=...) "
+            "makes room for them"
+        )
+
+
+def run_stages(
+    model: nn.Module,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor] | None,
+    progress: Progress | None,
+    formats: Sequence[str] = ("dense",),
+) -> Chain:
+    """Measure the stages of a model by running them."""
     if is_plain_sequential(model):
         return measure_children(model._modules, sample, type(model).__name__, loss, progress, formats)
     others = [name for name in formats if name != "dense"]

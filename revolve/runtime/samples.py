@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from revolve.storage.boundary import tensors_of
+
+from .exceptions import MeasurementError
 from .stages import is_plain_sequential
 
-__all__ = ["Arguments", "arguments_of", "opaque_leaves"]
+__all__ = ["Arguments", "arguments_of", "check_layouts", "opaque_leaves"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,6 +26,7 @@ CONSTANT = (
     *(NoneType, bool, int, float, complex, str, bytes, slice, range, type, Enum, FunctionType, BuiltinFunctionType),
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
+SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def arguments_of(model: nn.Module, sample: Any) -> Arguments:
@@ -30,13 +34,30 @@ def arguments_of(model: nn.Module, sample: Any) -> Arguments:
 
     An nn.Sequential takes the sample as it is. Any other model takes a tuple as its positional arguments, a mapping
     as its keyword arguments, and anything else as its only argument.
+
+    Raises
+    ------
+    MeasurementError
+        If it has tensors of a layout whose bytes cannot be counted.
     """
+    check_layouts(sample)
     if not is_plain_sequential(model):
         if type(sample) is tuple:
             return sample, {}
         if isinstance(sample, Mapping):
             return (), {**sample}
     return (sample,), {}
+
+
+def check_layouts(sample: Any) -> None:
+    """Refuse nested tensors and others whose bytes cannot be counted."""
+    for tensor in tensors_of(sample):
+        if tensor.is_nested or tensor.layout not in (torch.strided, *SPARSE):
+            layout = f"{'nested, ' if tensor.is_nested else ''}{tensor.layout}"
+            raise MeasurementError(
+                f"the sample has a tensor of layout {layout}, whose bytes cannot be counted; pass dense tensors (for "
+                "instance padded ones with a mask), or sparse ones"
+            )
 
 
 def opaque_leaves(value: Any) -> Iterator[Any]:

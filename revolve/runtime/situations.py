@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,26 @@ class Situation:
 
 
 def describe_input(value: Any) -> str:
-    """Write the tensors of an input for an error message."""
-    parts = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors_of(value)]
-    return ", ".join(parts) or type(value).__name__
+    """Write an input for an error message: its tensors, or all of it where it has none."""
+    parts = [describe_array(tensor) for tensor in tensors_of(value)]
+    return ", ".join(parts) or describe_values(value)
+
+
+def describe_array(array: Any) -> str:
+    """Write type and shape of a tensor or array."""
+    return f"{str(array.dtype).removeprefix('torch.')}{list(array.shape)}"
+
+
+def describe_values(value: Any) -> str:
+    """Write an input without tensors, or the arguments of a call."""
+    match value:
+        case (tuple() as args, dict() as kwargs):
+            named = [describe_values(kwargs)] if kwargs else []
+            return ", ".join([*map(describe_values, args), *named]) or "no arguments"
+        case dict() if value:
+            return ", ".join(f"{name}={describe_values(entry)}" for name, entry in value.items())
+        case [first, *rest]:
+            return f"{type(value).__name__} of {describe_values(first)}{', ...' if rest else ''}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {describe_array(value)}"
+    return reprlib.repr(value)
