@@ -193,10 +193,16 @@ def check_model(model: Any) -> nn.Module:
     Raises
     ------
     ModelError
-        If it is no nn.Module, or an nn.Sequential without children.
+        If it is no nn.Module, has parts made by torch.jit, or is an nn.Sequential without children.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is a {type(model).__name__}; pass an nn.Module, such as nn.Sequential(*blocks)")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{f'module {path!r} of the model' if path else 'the model'} is a {type(module).__name__} of "
+                f"torch.jit, which runs outside of Python; pass the {module.original_name} that it was made of"
+            )
     if is_plain_sequential(model) and not len(model):
         raise ModelError("the model is an nn.Sequential without children; there is nothing to train")
     return model

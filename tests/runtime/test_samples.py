@@ -12,7 +12,7 @@ from torch import nn
 
 import revolve
 from revolve.integrations.first_call import sample_of
-from revolve.runtime.exceptions import MeasurementError
+from revolve.runtime.exceptions import MeasurementError, ModelError
 
 NO_TENSOR = "the sample has no tensor: pass a tensor, a tuple of positional or a mapping of keyword arguments"
 
@@ -87,6 +87,29 @@ def test_layouts_whose_bytes_cannot_be_counted(build, mode):
             revolve.measure(build(), sample, mode=mode)
         with pytest.raises(MeasurementError, match="whose bytes cannot be counted; pass dense tensors"):
             revolve.linearize(build(), sample)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda model: torch.jit.trace(model, batch())])
+def test_models_of_torch_jit(build, compile_):
+    model, x = compile_(build()), batch()
+    name = type(build()).__name__
+    for call in (
+        lambda: revolve.measure(model, x),
+        lambda: revolve.measure(model, x, mode="fake"),
+        lambda: revolve.linearize(model, x),
+        lambda: revolve.checkpointed(model, sample=x, budget="1GiB"),
+        lambda: revolve.verify(model, x),
+    ):
+        with pytest.raises(ModelError, match=rf"the model is a \w+ of torch.jit, .*; pass the {name} that it was made"):
+            call()
+    outer = Tower()
+    outer.blocks[1] = torch.jit.script(Block())
+    with pytest.raises(
+        ModelError, match=r"module 'blocks.1' of the model is a \w+ of torch.jit, .* pass the Block that"
+    ):
+        revolve.measure(outer, x)
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
