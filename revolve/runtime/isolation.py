@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from revolve.storage.boundary import tensors_of
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .stages import StageModule
+from .state import same
 
-__all__ = ["gradients_present", "isolated", "restore_table"]
+__all__ = ["PlainAttributes", "gradients_present", "isolated", "restore_table"]
 
+STANDARD = frozenset((*vars(nn.Module()), "forward"))  # the rest are attributes of the user's
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks"))  # tables that a forward may register in
 
 
@@ -64,6 +67,7 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
                     alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
         for table, old in tables:  # put back before the parameters, which a module may mirror in its attributes
             stack.callback(restore_table, table, old)
+        stack.callback(PlainAttributes(modules).put_back)
         for tensor in dict.fromkeys(t for stage in stages for t in stage.loose if t.is_leaf and t.requires_grad):
             stack.callback(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None
@@ -80,6 +84,45 @@ def restore_table(table: dict[str, Any], values: dict[str, Any]) -> None:
     """Put back what a table held."""
     table.clear()
     table.update(values)
+
+
+class PlainAttributes:
+    """The attributes that a user gave some modules, with the values of tensors and the entries of lists and dicts.
+
+    Parameters
+    ----------
+    modules
+        The modules. That they stand in for a ``forward`` on the instance is no attribute.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        tables = [vars(module) for module in modules]
+        self.tables = [(table, {k: v for k, v in table.items() if k not in STANDARD}) for table in tables]
+        found = {id(value): value for _, values in self.tables for value in values.values()}
+        self.containers = [(value, copy(value)) for value in found.values() if type(value) in (list, dict, set)]
+        kinds = (torch.Tensor, list, tuple, dict)
+        tensors = [t for value in found.values() if type(value) in kinds for t in tensors_of(value) if has_values(t)]
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in dict.fromkeys(tensors)]
+
+    def put_back(self) -> None:
+        """Let the attributes be what they were, and contain what they did."""
+        for table, values in self.tables:
+            for key in table.keys() - STANDARD - values.keys():
+                del table[key]
+            table.update(values)
+        for container, entries in self.containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(entries)
+        with torch.no_grad():
+            for tensor, value in self.tensors:
+                if not same(tensor, value):
+                    tensor.copy_(value)
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor may be changed in place and put back: an ordinary one, outside of any graph."""
+    ordinary = type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_meta
+    return ordinary and tensor.grad_fn is None and not tensor.is_inference() and not tensor.is_nested
 
 
 @contextmanager
