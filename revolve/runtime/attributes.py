@@ -11,7 +11,6 @@ from torch import nn
 
 from revolve.storage.boundary import cut, tensors_of, version_of
 
-from .replay import questions
 from .tables import NOWHERE, Place, Table
 
 __all__ = ["Attributes", "Spots"]
@@ -68,12 +67,11 @@ class Attributes:
         Places of those that the stage may change in place; None before the first run of all.
     """
 
-    __slots__ = ("asked", "clones", "left", "present", "spots", "values", "versions")
+    __slots__ = ("clones", "left", "present", "spots", "values", "versions")
 
     def __init__(self, spots: Spots, values: list[Any], changing: frozenset[Place] | None) -> None:
         self.spots = spots
         self.values = values
-        self.asked = questions()
         self.left = False  # to the stage, which looks after them itself
         self.present: list[tuple[Table, str, Any]] = []
         self.clones: dict[Place, torch.Tensor] = {}
@@ -112,12 +110,12 @@ class Attributes:
         lost = self.versions.keys() - self.clones.keys()
         return frozenset(place for place in lost if version_of(before[place]) != self.versions[place])
 
-    def finish(self) -> frozenset[Place]:
+    def finish(self, *, left: bool) -> frozenset[Place]:
         """Compare with what they are after the run; return the places of those that the stage may change in place.
 
-        A stage that asks whether it runs again looks after them itself.
+        A stage that asks whether it runs again looks after them itself: they are ``left`` to it.
         """
-        self.left = questions() != self.asked
+        self.left = left
         if self.left:
             self.values, self.versions, self.clones = [], {}, {}
         if self.left or (not self.versions and self.intact()):

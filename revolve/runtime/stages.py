@@ -12,11 +12,12 @@ from torch import nn
 
 from revolve.storage.boundary import storages_of
 
-from .attributes import Attributes, Spots
+from .attributes import Spots
 from .exceptions import ModelError, PlanMismatch
 from .generators import KINDS, Source, sources_of
 from .reaching import reach
 from .sharding import units_of
+from .sights import Sight
 from .tables import Contents, Place, Table
 
 __all__ = ["StageModule", "check_model", "flatten", "is_plain_sequential", "is_special", "match_stages"]
@@ -39,6 +40,7 @@ class Known:
 
     contents: Contents | None = None
     spots: Spots | None = None
+    sight: Sight | None = None
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,21 @@ class StageModule:
         """What was last seen of tables and attributes."""
         return Known()
 
-    def attributes(self, changing: frozenset[Place] | None) -> Attributes:
-        """Return what the modules' attributes are now; their places are numbered after the tables."""
+    def sight(self) -> Sight:
+        """Return what the modules are now."""
+        sight = self.known.sight
+        if sight is None or not sight.holds():
+            sight = Sight(self.modules, self.contents(), self.spots())
+            self.known.sight = sight if sight.simple else None  # tensors of a step must not outlive it
+        return sight
+
+    def spots(self) -> Spots:
+        """Return where the modules' attributes are now; their places are numbered after the tables."""
         spots = self.known.spots
-        values = None if spots is None else spots.read()
-        if spots is None or values is None:
+        if spots is None or spots.read() is None:
             modules = () if self.units else self.modules  # FSDP keeps books of its own there
-            tables = [vars(module) for module in modules]
-            spots = self.known.spots = Spots(tables, 2 * len(self.modules))
-            values = spots.read() or []
-        return Attributes(spots, values, changing)
+            spots = self.known.spots = Spots([vars(module) for module in modules], 2 * len(self.modules))
+        return spots
 
     def contents(self) -> Contents:
         """Return what the tables hold now."""

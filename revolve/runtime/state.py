@@ -13,8 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from revolve.storage.boundary import storage_keys, version_of
 
+from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
+from .replay import questions
 from .stages import StageModule
 from .tables import NOWHERE, Place, fill
 
@@ -75,6 +77,7 @@ class StageState:
     """
 
     __slots__ = (
+        "asked",
         "attributes",
         "before",
         "bumped",
@@ -85,33 +88,56 @@ class StageState:
         "flags",
         "late",
         "loose",
+        "prepared",
         "random",
         "replaced",
+        "sight",
         "stage",
         "temporary",
         "toggled",
-        "trainable",
-        "training",
         "versions",
     )
 
     def __init__(self, stage: StageModule, changing: frozenset[Place] | None) -> None:
         self.stage = stage
-        self.training = [module.training for module in stage.modules]
         self.random: tuple[tuple[Source, Any], ...] = ()
         self.late = False
         self.changing = changing
-        self.contents = stage.contents()
+        self.sight = stage.sight()
+        self.contents = self.sight.contents
         self.versions = self.contents.versions()
-        self.trainable = self.contents.trainable()
         self.loose = [version_of(tensor) for tensor in stage.loose]
+        self.asked = questions()
         self.before: dict[Place, tuple[torch.Tensor, torch.Tensor]] = {}
-        if changing is None or changing:
-            for place, tensor in self.contents.items():
-                if stage.is_buffer(place) if changing is None else place in changing:
-                    self.before[place] = (tensor, tensor.detach().clone())
-        self.attributes = stage.attributes(changing)
+        self.attributes: Attributes | None = None
         self.temporary: set[int] | frozenset[int] = NO_KEYS
+        self.prepared = False
+        if changing is None or changing or not self.sight.simple:
+            self.copy()
+
+    def copy(self) -> None:
+        """Copy the buffers and attributes that the stage changes."""
+        for place, tensor in self.contents.items():
+            if self.stage.is_buffer(place) if self.changing is None else place in self.changing:
+                self.before[place] = (tensor, tensor.detach().clone())
+        self.attributes = self.attributes_before()
+
+    def attributes_before(self) -> Attributes:
+        """Return what the attributes were, looked at when the first thing changes that needs it."""
+        if self.attributes is None:
+            spots = self.sight.spots
+            values = self.sight.values if self.sight.simple else spots.read() or []
+            self.attributes = Attributes(spots, values, self.changing)
+        return self.attributes
+
+    def still(self) -> bool:
+        """Whether nothing at all has changed, in a stage that changes nothing itself."""
+        return (
+            self.attributes is None
+            and not self.loose
+            and self.contents.versions() == self.versions
+            and self.sight.holds()
+        )
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
         """Return the parameters that have been changed in place, and the buffers that were changed or replaced."""
@@ -143,8 +169,11 @@ class StageState:
             If the stage changed one of its parameters, or a buffer or attribute that earlier runs did not change, so
             that its old value is lost.
         """
-        attributes = self.attributes.finish()
-        touched = self.attributes.touched()
+        left = questions() != self.asked
+        if not left and self.still():
+            return NOWHERE
+        attributes = self.attributes_before().finish(left=left)
+        touched = self.attributes_before().touched()
         if self.changing is not None and not self.loose and not touched and self.contents.unchanged(self.versions):
             return self.changing | attributes
         parameters, buffers = self.moved()
@@ -166,13 +195,13 @@ class StageState:
 
     def kept(self) -> list[torch.Tensor]:
         """Return the old values of buffers and attributes that are kept."""
-        return [*(old for _, old in self.before.values()), *self.attributes.kept()]
+        return [*(old for _, old in self.before.values()), *self.attributes_before().kept()]
 
     def is_statistic(self, place: Place) -> bool:
         """Whether a buffer is a statistic that its module, in training mode, updates but never reads."""
         number, module = self.stage.module_of(place)
         hooked = module._forward_hooks or module._forward_pre_hooks
-        return type(module).forward in STATISTICAL and self.training[number] and not hooked
+        return type(module).forward in STATISTICAL and self.sight.training[number] and not hooked
 
     def check(self) -> None:
         """Check that nothing the stage reads has been changed since.
@@ -184,7 +213,8 @@ class StageState:
         """
         loose = self.loose_touched()
         touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
-        touched = frozenset(place for place in touched if not self.is_statistic(place)) | self.attributes.touched()
+        touched = frozenset(place for place in touched if not self.is_statistic(place))
+        touched |= self.attributes_before().touched()
         if touched or loose:
             raise RecomputeError(
                 f"stage {self.stage.name!r} cannot be run again: {self.name(touched, loose)} has been changed in place "
@@ -193,21 +223,22 @@ class StageState:
 
     def __enter__(self) -> StageState:
         """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""
-        self.flags = []
+        if not self.still():
+            self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        """Make what is not as in the first run as it was."""
         self.replaced = None
-        if self.loose or self.attributes.versions or not self.contents.unchanged(self.versions):
+        attributes = self.attributes_before()
+        if self.loose or attributes.versions or not self.contents.unchanged(self.versions):
             self.check()
             self.replaced = None if self.contents.intact() else self.contents.put_back()
-        if [module.training for module in self.stage.modules] != self.training:
-            modules = zip(self.stage.modules, self.training, strict=True)
-            self.flags = [module for module, was in modules if module.training is not was]
-            for module in self.flags:
-                module.training = not module.training
-        self.toggled = []
-        if self.contents.trainable() != self.trainable:
-            pairs = zip(self.contents.tracked, self.trainable, strict=True)
-            self.toggled = [tensor for tensor, was in pairs if tensor.requires_grad is not was]
-            toggle(self.toggled)
+        self.flags = [module for module, was in self.sight.modules if module.training is not was]
+        for module in self.flags:
+            module.training = not module.training
+        self.toggled = [tensor for tensor, was in self.sight.leaves if tensor.requires_grad is not was]
+        toggle(self.toggled)
         self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self.before:
             for buffer, value in self.before.values():
@@ -216,11 +247,17 @@ class StageState:
             self.temporary = storage_keys([buffer for buffer, _ in self.datas])
             self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
             self.counters = tuple([buffer._version for buffer in self.bumped])
-        self.attributes.enter()
-        return self
+        attributes.enter()
+        self.prepared = True
 
     def __exit__(self, *_: object) -> None:
-        self.attributes.leave()
+        if self.prepared:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Undo :meth:`prepare`."""
+        self.prepared = False
+        self.attributes_before().leave()
         if self.datas:
             for buffer, data in reversed(self.datas):
                 buffer.data = data
