@@ -43,7 +43,7 @@ import torch
 from torch import distributed
 
 from revolve.schedules.actions import Backward, Drop, Forward, Load, Rebuild, Save, Store
-from revolve.storage.boundary import cut, storage_keys, storages_of, tensors_of, versions_of
+from revolve.storage.boundary import cut, storage_keys, storages_by_key, tensors_of, versions_of
 from revolve.storage.dense import DenseSnapshot, Enclosing
 from revolve.storage.shared_forms import FormSnapshot
 
@@ -81,7 +81,7 @@ class Run:
         self.program = program
         self.habits = habits
         self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
-        through = {s._cdata: s for tensor in self.tensors for s in storages_of(tensor)}
+        through = storages_by_key(self.tensors)
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.snapshots: dict[int, DenseSnapshot | FormSnapshot] = {}

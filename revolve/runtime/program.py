@@ -35,6 +35,8 @@ class Program:
         Bytes that the budget leaves above the plan's peak; None without a budget.
     formats
         The storage formats that the schedule uses besides the dense one.
+    plain
+        Whether the schedule is plain training.
     """
 
     sweep: tuple[Action, ...]
@@ -44,6 +46,7 @@ class Program:
     chain: Chain
     slack: int | None
     formats: tuple[str, ...]
+    plain: bool
 
     @cached_property
     def whole(self) -> tuple[Action, ...]:
@@ -76,4 +79,4 @@ class Program:
         formats = tuple(name for name in plan.formats() if name != "dense")
         for name in formats:
             codec_named(name)  # a format that does not exist is an error now, not in the step
-        return cls(sweep, runs, plan.actions[turn + 1 :], stops, plan.chain, slack, formats)
+        return cls(sweep, runs, plan.actions[turn + 1 :], stops, plan.chain, slack, formats, plan.plain)

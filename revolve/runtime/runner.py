@@ -90,7 +90,7 @@ class Runner:
         if torch.is_grad_enabled() and any(child.training for child in children) and not abstract(input):
             check_surroundings(module for child in children for module in child.modules())
             planned = self.choose(input)
-            if not planned.plan.plain:
+            if not planned.program.plain:
                 return Run(planned.stages(self.children).stages, planned.program, planned.habits).forward(input)
         for child in children:
             input = child(input)

@@ -25,13 +25,11 @@ class Sight:
         The modules.
     contents
         What their tables of parameters and buffers hold now.
-    spots
-        Where their attributes are now.
+    spots, values
+        Where their attributes are now, and what.
 
     Attributes
     ----------
-    values
-        The attributes, where they are ``simple``.
     training, trainable
         The modules' flags, and which of the tensors require a gradient.
     simple
@@ -52,12 +50,11 @@ class Sight:
         "values",
     )
 
-    def __init__(self, modules: Sequence[nn.Module], contents: Contents, spots: Spots) -> None:
+    def __init__(self, modules: Sequence[nn.Module], contents: Contents, spots: Spots, values: list[Any]) -> None:
         self.contents = contents
         self.spots = spots
-        values = [table[key] for table, key in spots.entries]
         self.simple = all(map(is_simple, values))
-        self.values = values if self.simple else []
+        self.values = values if self.simple else []  # others must not outlive their step
         self.training = [module.training for module in modules]
         self.trainable = contents.trainable()
         self.modules = list(zip(modules, self.training, strict=True))

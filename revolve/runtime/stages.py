@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from revolve.storage.boundary import storages_of
+from revolve.storage.boundary import storages_by_key
 
 from .attributes import Spots
 from .exceptions import ModelError, PlanMismatch
@@ -109,17 +109,19 @@ class StageModule:
         """Return what the modules are now."""
         sight = self.known.sight
         if sight is None or not sight.holds():
-            sight = Sight(self.modules, self.contents(), self.spots())
+            sight = Sight(self.modules, self.contents(), *self.attributes())
             self.known.sight = sight if sight.simple else None  # tensors of a step must not outlive it
         return sight
 
-    def spots(self) -> Spots:
-        """Return where the modules' attributes are now; their places are numbered after the tables."""
+    def attributes(self) -> tuple[Spots, list[Any]]:
+        """Return where the modules' attributes are, and what; their places are numbered after the tables."""
         spots = self.known.spots
-        if spots is None or spots.read() is None:
+        values = None if spots is None else spots.read()
+        if spots is None or values is None:
             modules = () if self.units else self.modules  # FSDP keeps books of its own there
             spots = self.known.spots = Spots([vars(module) for module in modules], 2 * len(self.modules))
-        return spots
+            values = spots.read() or []
+        return spots, values
 
     def contents(self) -> Contents:
         """Return what the tables hold now."""
@@ -145,12 +147,12 @@ class StageModule:
 
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
-        found = [*self.hidden_sources]
-        for module in self.modules:
-            attributes = vars(module).values()
-            if not KINDS.keys().isdisjoint(map(type, attributes)):
-                found += sources_of(attributes)
-        return found
+        attributes = (
+            [a for module in self.modules for a in vars(module).values()] if self.units else self.attributes()[1]
+        )
+        if KINDS.keys().isdisjoint(map(type, attributes)):
+            return self.hidden_sources
+        return [*self.hidden_sources, *sources_of(attributes)]
 
     @cached_property
     def hidden_sources(self) -> list[Source]:
@@ -173,7 +175,7 @@ class StageModule:
 
     def storages(self) -> dict[int, torch.UntypedStorage]:
         """Return the storages of parameters and buffers by their identity."""
-        return {storage._cdata: storage for tensor in self.tensors() for storage in storages_of(tensor)}
+        return storages_by_key(self.tensors())
 
     def is_buffer(self, place: Place) -> bool:
         """Whether a place is in a table of buffers."""

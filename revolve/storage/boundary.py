@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["bytes_of", "cut", "map_tensors", "storage_keys", "storages_of", "tensors_of", "version_of", "versions_of"]
+__all__ = [
+    "bytes_of",
+    "cut",
+    "map_tensors",
+    "storage_keys",
+    "storages_by_key",
+    "storages_of",
+    "tensors_of",
+    "version_of",
+    "versions_of",
+]
 
 COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -68,6 +78,15 @@ def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if tensor.is_sparse:
         return [part.untyped_storage() for part in (tensor._indices(), tensor._values())]
     return [getattr(tensor.detach(), name)().untyped_storage() for name in COMPRESSED[tensor.layout]]
+
+
+def storages_by_key(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
+    """Return the storages of some tensors by their identity."""
+    found: dict[int, torch.UntypedStorage] = {}
+    for tensor in tensors:
+        for storage in (tensor.untyped_storage(),) if tensor.layout is torch.strided else storages_of(tensor):
+            found[storage._cdata] = storage
+    return found
 
 
 def storage_keys(value: Any) -> set[int]:
