@@ -234,7 +234,9 @@ class Run:
         with self.lock:  # [10]
             stage = holder.stage
             if stage < self.ready:
-                self.follow(torch._C._current_graph_task_id())
+                task = torch._C._current_graph_task_id()
+                if task != self.task or task == -1:
+                    self.follow(task)
                 if self.swept:
                     self.advance(stage)
                 else:
@@ -247,9 +249,8 @@ class Run:
 
     def follow(self, task: int) -> None:
         """Follow the schedule for a graph task, all of which runs under the same modes."""
-        if task != self.task or task == -1:
-            self.task = task
-            self.entered = None if self.modes.active() else self.modes
+        self.task = task
+        self.entered = None if self.modes.active() else self.modes
 
     def recover(self, stage: int) -> None:
         """Fill the holders of a stage that the schedule has passed."""
@@ -296,24 +297,25 @@ class Run:
 
     def perform(self, stage: int, replay: Replay) -> None:
         """Perform actions up to the backward of a stage."""
-        cursor = self.snapshots[0].load() if self.actions is self.program.whole and not self.position else None
+        actions, position = self.actions, self.position
+        cursor = self.snapshots[0].load() if actions is self.program.whole and not position else None
         while True:
-            action = self.actions[self.position]
+            action = actions[position]
             if isinstance(action, Backward):
                 if action.index == stage:
-                    self.ready = stage
+                    self.ready, self.position = stage, position
                     return
                 cursor = None
                 self.packers[action.index].empty()  # [4]
-            elif isinstance(action, (Forward, Save, Rebuild)):
-                cursor = self.run_again(action, cursor, replay)
             elif isinstance(action, Load):
                 cursor = self.snapshots[action.index].load()
-            elif isinstance(action, Store):
-                self.snapshots[action.index] = self.store(action, cursor)
             elif isinstance(action, Drop):
                 del self.snapshots[action.index]
-            self.position += 1
+            elif isinstance(action, Store):
+                self.snapshots[action.index] = self.store(action, cursor)
+            elif isinstance(action, (Forward, Save, Rebuild)):
+                cursor = self.run_again(action, cursor, replay)
+            position += 1
 
     def refill_alone(self, stage: int) -> None:
         """Fill the holders of one stage from the nearest stored activation [6]."""
@@ -328,33 +330,31 @@ class Run:
         """Run a stage again; return the new cursor, detached, None after a rebuild."""
         index = action.index
         stage, state, packer = self.stages[index], self.states[index], self.packers[index]
-        stop = -1
-        if type(action) is Rebuild:
-            stop = packer.last()
-            if stop < 0:
+        rebuild, stop = type(action) is Rebuild, -1
+        if rebuild:
+            last = packer.last()
+            if last < 0:
                 return None
-            if state.late or not (self.program.stops[index] and stage.stops_early):
-                stop = -1
+            if self.program.stops[index] and stage.stops_early and not state.late:
+                stop = last
         if state.random:
             replay.draw(state.random)
-        keep = self.keep(action, value)
+        keep = Kept if rebuild else self.keep(action, value)
         if stage.units:
             with gathered_for(stage.units):
-                output = self.run_into(packer, stage, state, value, keep, stop)
+                output = self.run_into(packer, state, value, keep, stop)
         else:
-            output = self.run_into(packer, stage, state, value, keep, stop)
-        return None if type(action) is Rebuild else cut(output)
+            output = self.run_into(packer, state, value, keep, stop)
+        return None if rebuild else cut(output)
 
     @staticmethod
-    def run_into(
-        packer: Packer, stage: StageModule, state: StageState, value: Any, keep: Keep | None, stop: int
-    ) -> Any:
+    def run_into(packer: Packer, state: StageState, value: Any, keep: Keep | None, stop: int) -> Any:
         """Run a stage in the state of its first run, into its holders; return its output, None if stopped early."""
         with state:
             pack, check = packer.refill(state.temporary, keep=keep, stop=stop)
             try:
                 with hooked(pack):
-                    output = stage(value)
+                    output = state.stage(value)
             except StopRebuild:
                 return None
             check()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.autograd.graph import saved_tensors_hooks
-
 from revolve.storage.boundary import versions_of
 
 from .encoding import Encoder, saves_late
 from .exceptions import RecomputeError
-from .saving import Keep, Packer
+from .saving import Hooks, Keep, Packer
 from .state import StageState
 
 __all__ = ["FirstRun"]
@@ -38,9 +36,7 @@ class FirstRun:
 
     __slots__ = ("hooks", "index", "keep", "start", "state", "versions")
 
-    def __init__(
-        self, index: int, state: StageState, keep: Keep | None, hooks: saved_tensors_hooks, start: int
-    ) -> None:
+    def __init__(self, index: int, state: StageState, keep: Keep | None, hooks: Hooks, start: int) -> None:
         self.index = index
         self.state = state
         self.keep = keep

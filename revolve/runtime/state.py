@@ -5,6 +5,7 @@ Running a stage again must see the same, and leave no trace.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .tables import NOWHERE, Place, fill
 __all__ = ["Habits", "StageState", "same"]
 
 NO_KEYS: frozenset[int] = frozenset()
+NOTHING: Mapping[Place, tuple[torch.Tensor, torch.Tensor]] = {}
 STATISTICAL = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, nn.InstanceNorm1d.forward)
 
 
@@ -108,7 +110,7 @@ class StageState:
         self.versions = self.contents.versions()
         self.loose = [version_of(tensor) for tensor in stage.loose]
         self.asked = questions()
-        self.before: dict[Place, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.before = NOTHING
         self.attributes: Attributes | None = None
         self.temporary: set[int] | frozenset[int] = NO_KEYS
         self.prepared = False
@@ -117,9 +119,11 @@ class StageState:
 
     def copy(self) -> None:
         """Copy the buffers and attributes that the stage changes."""
-        for place, tensor in self.contents.items():
-            if self.stage.is_buffer(place) if self.changing is None else place in self.changing:
-                self.before[place] = (tensor, tensor.detach().clone())
+        self.before = {
+            place: (tensor, tensor.detach().clone())
+            for place, tensor in self.contents.items()
+            if (self.stage.is_buffer(place) if self.changing is None else place in self.changing)
+        }
         self.attributes = self.attributes_before()
 
     def attributes_before(self) -> Attributes:
