@@ -12,10 +12,11 @@ def no_hooks(monkeypatch):
     """Let every saved-tensor hook be an error."""
     from torch.autograd.graph import saved_tensors_hooks  # here, since most tests need no torch
 
-    def forbidden(self):
+    def forbidden(*_):
         raise AssertionError("a hook was set")
 
     monkeypatch.setattr(saved_tensors_hooks, "__enter__", forbidden)
+    monkeypatch.setattr("revolve.runtime.saving.push_hooks", forbidden)
 
 
 @pytest.fixture(scope="session")

@@ -51,11 +51,11 @@ class Watch:
 
     def look(self) -> None:
         """Read the generators anew: whoever drew meanwhile was no stage."""
-        self.states = self.random.read()
+        self.states = self.random.read_after(self.states)
 
     def moved(self) -> Drawn:
         """Read the generators; return those that moved, each with its state before."""
-        before, self.states = self.states, self.random.read()
+        before, self.states = self.states, self.random.read_after(self.states)
         if before == self.states:
             return ()
         pairs = zip(self.random.sources, before, self.states, strict=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import random
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,6 +100,19 @@ class NumpyRandom(Owned):
         name, keys, *rest = self.generator.get_state()
         return (name, np.asarray(keys).tobytes(), *rest)
 
+    def is_at(self, state: tuple[Any, ...]) -> bool:
+        """Whether the state is surely this one still, by what lies in memory: reading it takes fifty times longer.
+
+        Not if a second normal number was held back: drawing that one changes nothing in memory.
+        """
+        generator = self.generator
+        bits = np.random.get_bit_generator() if generator is np.random else generator._bit_generator
+        if type(bits) is not np.random.MT19937:
+            return False
+        _, keys, position, held_back, _ = state
+        words: bytes = keys + position.to_bytes(4, sys.byteorder)
+        return not held_back and ctypes.string_at(bits.ctypes.state_address, len(words)) == words
+
     def write(self, state: tuple[Any, ...]) -> None:
         """Set the state."""
         name, keys, *rest = state
@@ -154,6 +169,15 @@ class RandomState:
     def read(self) -> tuple[Any, ...]:
         """Return the states."""
         return tuple([source.read() for source in self.sources])
+
+    def read_after(self, states: Iterable[Any]) -> tuple[Any, ...]:
+        """Return the states where they were others before, which takes less time for those that have not moved."""
+        return tuple(
+            [
+                state if isinstance(source, NumpyRandom) and source.is_at(state) else source.read()
+                for source, state in zip(self.sources, states, strict=True)
+            ]
+        )
 
     def write(self, states: Iterable[Any]) -> None:
         """Set the states."""

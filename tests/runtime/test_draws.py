@@ -16,6 +16,7 @@ from torch.nn import functional
 import revolve
 from revolve.runtime.draws import Watch
 from revolve.runtime.exceptions import RecomputeError
+from revolve.runtime.generators import NumpyRandom, RandomState
 
 
 class Die:
@@ -222,3 +223,21 @@ def test_stages_that_never_drew_share_two_readings():
     assert drawing == [False, False, True, False, False, False, False]
     assert [(s.stages, s.before, s.after) for s in watch.surprises] == [(range(3, 5), (1,), (2,))]
     assert die.reads == 6  # at the start, around stage 2, around stage 5, at the end
+
+
+@pytest.mark.parametrize("generator", [np.random, np.random.RandomState(3)], ids=["global", "owned"])
+def test_numpy_states_that_are_still_the_same(generator):
+    """A second normal number that is held back is drawn without a trace in memory."""
+    source = NumpyRandom(generator)
+    generator.seed(5)
+    before = source.read()
+    assert source.is_at(before)
+    generator.normal()
+    half = source.read()
+    assert not source.is_at(before)
+    assert not source.is_at(half)
+    generator.normal()
+    assert not source.is_at(half)
+    assert source.is_at(source.read())
+    random = RandomState((source,))
+    assert random.read_after((before,)) == random.read() != (before,)
