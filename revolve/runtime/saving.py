@@ -10,7 +10,7 @@ import torch
 from torch._C._autograd import _pop_saved_tensors_default_hooks as pop_hooks
 from torch._C._autograd import _push_saved_tensors_default_hooks as push_hooks
 
-from revolve.storage.boundary import storages_of, version_of
+from revolve.storage.boundary import storages_of
 from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
@@ -57,7 +57,7 @@ class Kept:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach()
-        self.version = 0 if tensor.is_inference() else tensor._version
+        self.version = None if tensor.is_inference() else tensor._version
 
     def get(self) -> torch.Tensor:
         """Return the tensor.
@@ -67,7 +67,7 @@ class Kept:
         RuntimeError
             If it was changed in place meanwhile, as plain training would.
         """
-        if version_of(self.tensor) != self.version:
+        if self.version is not None and self.tensor._version != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"[{self.tensor.type()} {list(self.tensor.shape)}] is at version {self.tensor._version}; expected "
@@ -201,20 +201,7 @@ class Packer:
         temporary
             As in :meth:`refill`.
         """
-        stage, through, holders, signatures = self.stage, self.through, self.holders, self.signatures
-
-        def pack(tensor: torch.Tensor) -> Kept | Holder:
-            key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
-            if key in through or key in temporary:
-                return Kept(tensor)
-            holder = Holder(owner, stage)
-            if keep is not None:
-                holder.kept = keep(tensor)
-            holders.append(weakref.ref(holder))
-            signatures.append((tensor.shape, tensor.dtype, tensor.device))
-            return holder
-
-        return pack
+        return Recording(self, owner, keep, temporary).pack
 
     def refill(
         self, temporary: Container[int], *, keep: Keep | None, stop: int = -1
@@ -230,31 +217,8 @@ class Packer:
         stop
             Position at which to raise StopRebuild; -1 runs to the stage's end.
         """
-        through, holders, signatures = self.through, self.holders, self.signatures
-        seen = 0
-
-        def pack(tensor: torch.Tensor) -> None:
-            nonlocal seen
-            key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
-            if key in through or key in temporary:
-                return
-            index = seen
-            seen += 1
-            signature = (tensor.shape, tensor.dtype, tensor.device)
-            if index >= len(signatures) or signature != signatures[index]:
-                raise self.unlike(index, signature)
-            if keep is not None:
-                holder = holders[index]()
-                if holder is not None and holder.kept is None:
-                    holder.kept = keep(tensor)
-            if index == stop:
-                raise StopRebuild
-
-        def check() -> None:
-            if seen != len(signatures):
-                raise self.mismatch(f"it saved {len(signatures)} tensors in its first run and {seen} when run again")
-
-        return pack, check
+        refilling = Refilling(self, keep, temporary, stop)
+        return refilling.pack, refilling.check
 
     def unlike(self, index: int, signature: Signature) -> RecomputeError:
         """Return the error for a saved tensor that the first run did not save."""
@@ -269,6 +233,80 @@ class Packer:
             f"stage {self.name!r} cannot be recomputed: {reason}; a stage must do the same each time "
             "(no dependence on counters, time or data changed between forward and backward)"
         )
+
+
+class Recording:
+    """The first run of a stage, as in :meth:`Packer.record`; no closure, since the graph would keep all its cells."""
+
+    __slots__ = ("keep", "owner", "packer", "temporary")
+
+    def __init__(self, packer: Packer, owner: Owner, keep: Keep | None, temporary: Container[int]) -> None:
+        self.packer = packer
+        self.owner = owner
+        self.keep = keep
+        self.temporary = temporary
+
+    def pack(self, tensor: torch.Tensor) -> Kept | Holder:
+        """Return what autograd keeps for a tensor."""
+        packer, keep = self.packer, self.keep
+        key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
+        if key in packer.through or key in self.temporary:
+            return Kept(tensor)
+        holder = Holder(self.owner, packer.stage)
+        if keep is not None:
+            holder.kept = keep(tensor)
+        packer.holders.append(weakref.ref(holder))
+        packer.signatures.append((tensor.shape, tensor.dtype, tensor.device))
+        return holder
+
+
+class Refilling:
+    """A later run of a stage; as in :meth:`Packer.refill`.
+
+    Attributes
+    ----------
+    seen
+        How many tensors it has saved so far.
+    """
+
+    __slots__ = ("keep", "packer", "seen", "stop", "temporary")
+
+    def __init__(self, packer: Packer, keep: Keep | None, temporary: Container[int], stop: int) -> None:
+        self.packer = packer
+        self.keep = keep
+        self.temporary = temporary
+        self.stop = stop
+        self.seen = 0
+
+    def pack(self, tensor: torch.Tensor) -> None:
+        """Fill the holder of a tensor."""
+        packer, keep = self.packer, self.keep
+        key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
+        if key in packer.through or key in self.temporary:
+            return
+        index = self.seen
+        self.seen = index + 1
+        signature = (tensor.shape, tensor.dtype, tensor.device)
+        if index >= len(packer.signatures) or signature != packer.signatures[index]:
+            raise packer.unlike(index, signature)
+        if keep is not None:
+            holder = packer.holders[index]()
+            if holder is not None and holder.kept is None:
+                holder.kept = keep(tensor)
+        if index == self.stop:
+            raise StopRebuild
+
+    def check(self) -> None:
+        """Check that nothing is missing.
+
+        Raises
+        ------
+        RecomputeError
+            If the run has saved fewer tensors than the first one.
+        """
+        first, seen = len(self.packer.signatures), self.seen
+        if seen != first:
+            raise self.packer.mismatch(f"it saved {first} tensors in its first run and {seen} when run again")
 
 
 def describe(signature: Signature) -> str:
