@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .generators import RandomState, Source
+import torch
+
+from .generators import FOREIGN, RandomState, Source, default_sources
+from .stages import StageModule
 
 __all__ = ["Drawn", "Surprise", "Watch"]
 
@@ -48,6 +51,12 @@ class Watch:
         self.states = self.random.read()
         self.start = 0  # the stage that the states were read before
         self.surprises: list[Surprise] = []
+
+    @classmethod
+    def over(cls, stages: Iterable[StageModule], devices: Iterable[torch.device], drawing: list[bool | None]) -> Watch:
+        """Watch torch's generators on some devices, those that stages own, Python's and NumPy's."""
+        owned = [source for stage in stages for source in stage.sources()]
+        return cls(dict.fromkeys([*default_sources(devices), *owned, *FOREIGN]), drawing)
 
     def look(self) -> None:
         """Read the generators anew: whoever drew meanwhile was no stage."""

@@ -51,7 +51,7 @@ from .draws import Surprise, Watch
 from .encoding import Encoder, Encoding, graph_clock, saves_late
 from .exceptions import BudgetWarning, RecomputeError
 from .first_runs import FirstRun
-from .generators import FOREIGN, default_sources, devices_of
+from .generators import devices_of
 from .modes import Modes
 from .program import Program
 from .replay import Replay
@@ -112,11 +112,12 @@ class Run:
         del self.tensors
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
-        program = self.program
-        if program.formats:
-            own = storage_keys(value)
-            self.encoding = Encoding(program.chain, program.slack, own, self.habits.strain)
-        self.watching = self.watch(apart)
+        if self.program.formats:
+            self.encoding = Encoding(self.program.chain, self.program.slack, storage_keys(value), self.habits.strain)
+        # Other processes, or hooks around the model, would have to take part if stages were looked at again.
+        apart = apart or self.enclosing is not None or (distributed.is_available() and distributed.is_initialized())
+        drawing: list[bool | None] = [None] * len(self.stages) if apart else self.habits.drawing
+        self.watching = Watch.over(self.stages, self.devices, drawing)
 
     def enter(self, value: Any) -> FirstRun:
         """Open the next stage's first run, on a value."""
@@ -125,7 +126,7 @@ class Run:
         return first
 
     def open(self, value: Any = None) -> FirstRun:
-        """Open the first run of the next stage; what runs under its hooks belongs to the stage.
+        """Open the first run of the next stage; what runs under its hooks belongs to it.
 
         The value is needed only for a stage that is saved in another format than dense.
         """
@@ -138,8 +139,7 @@ class Run:
         if type(action) is Save and action.format != "dense":
             self.follow_sweep(value)  # a form that is stored is not encoded again
         keep = self.keep(action, value, self.enclosing)
-        hooks = hooked(self.packers[index].record(self, keep=keep))
-        return FirstRun(index, state, keep, hooks, graph_clock())
+        return FirstRun(index, state, keep, hooked(self.packers[index].record(self, keep=keep)), graph_clock())
 
     def receive(self, first: FirstRun, value: Any) -> None:
         """Take note of the input of a stage whose first run is open, and follow the sweep beyond that run."""
@@ -178,19 +178,6 @@ class Run:
         watch.reach(len(self.stages))
         for surprise in watch.surprises:
             self.look_again(surprise, watch)
-
-    def watch(self, apart: bool) -> Watch:
-        """Watch torch's, the user's, Python's and NumPy's generators.
-
-        Every stage for itself where stages run apart, or none can be looked at again: other processes, or hooks around
-        the model, would have to take part.
-        """
-        owned = [source for stage in self.stages for source in stage.sources()]
-        alone = (
-            not apart and self.enclosing is None and not (distributed.is_available() and distributed.is_initialized())
-        )
-        sources = dict.fromkeys([*default_sources(self.devices), *owned, *FOREIGN])
-        return Watch(sources, self.habits.drawing if alone else [None] * len(self.stages))
 
     def look_again(self, surprise: Surprise, watch: Watch) -> None:
         """Find which of some stages draw by running them again, from the generators' states before the first."""
