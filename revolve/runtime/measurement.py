@@ -36,6 +36,7 @@ from .stages import StageModule, flatten
 
 __all__ = [
     "Progress",
+    "bytes_seen",
     "copy_of",
     "default_loss",
     "find_stages",
@@ -230,13 +231,18 @@ def measure_stages(
             add_reserve(Stage(stage.name, *time, **found.fields), reserve)
             for stage, time, found in zip(stages, times, sizes, strict=True)
         ),
-        bytes_of(sample),
+        bytes_seen(sample),
         any(t.requires_grad for t in tensors_of(sample)),
         loss_time,
         loss_extra + reserve,
         {name: complete_modes(costs, sizes[-1].fields, reserve) for name, costs in formats.items()},
         name,
     )
+
+
+def bytes_seen(value: Any) -> int:
+    """Return the bytes of an input's elements: of a slice less than its storage, of an expanded tensor no more."""
+    return min(bytes_of(value), sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value)))
 
 
 def pool_times(

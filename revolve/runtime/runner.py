@@ -14,11 +14,11 @@ from revolve.schedules.chain import Chain
 from revolve.schedules.exceptions import InfeasibleBudget
 from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
-from revolve.storage.boundary import bytes_of, tensors_of
+from revolve.storage.boundary import tensors_of
 
 from .executor import Run
 from .layout import Layout
-from .measurement import measure_children
+from .measurement import bytes_seen, measure_children
 from .program import Program
 from .refusals import check_surroundings
 from .situations import Situation, describe_input
@@ -124,7 +124,7 @@ class Runner:
     def find(self, input: Any) -> Planned:
         """Return a plan for a call that there was none of yet."""
         chain = self.plan.chain
-        if not self.bound and bytes_of(input) == chain.input_bytes and requires_grad(input) is chain.input_grad:
+        if not self.bound and bytes_seen(input) == chain.input_bytes and requires_grad(input) is chain.input_grad:
             self.bound = True
             return self.given
         return Planned(self.plan_again(input))

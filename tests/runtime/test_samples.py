@@ -186,3 +186,17 @@ def test_a_sequence_called_by_name_is_planned_for_with_what_it_is_given():
     x = batch()
     assert sample_of(perceptron(), ((), {"input": x})) is x
     assert sample_of(perceptron(), ((x,), {})) is x
+
+
+@pytest.mark.parametrize("measured", ["rows", "slice"])
+@pytest.mark.parametrize("called", ["rows", "slice"])
+def test_a_slice_of_a_larger_tensor_is_recognised_as_the_measured_input(measured, called, monkeypatch):
+    """A batch that is cut out of a data set shares its storage."""
+    inputs = {"rows": batch(rows=256), "slice": batch(rows=1024)[256:512]}
+    model = perceptron()
+    frontier = revolve.solve(revolve.measure(model, inputs[measured]))
+    assert frontier.chain.input_bytes == 256 * 16 * 4
+    assert not frontier.plan(frontier.smallest).plain
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    monkeypatch.setattr("revolve.runtime.runner.measure_children", None)  # a call would be measured anew
+    model(inputs[called]).sum().backward()
