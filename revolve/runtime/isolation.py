@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from revolve.storage.boundary import tensors_of
+from revolve.storage.boundary import tensors_of, version_of
 
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .stages import StageModule
 from .state import same
 
-__all__ = ["PlainAttributes", "gradients_present", "isolated", "restore_table"]
+__all__ = ["Addition", "Belongings", "gradients_present", "isolated", "restore_table"]
 
 STANDARD = frozenset((*vars(nn.Module()), "forward"))  # the rest are attributes of the user's
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks"))  # tables that a forward may register in
 
 
 @contextmanager
-def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
+def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[Belongings]:
     """Let stages run on aliases of their parameters and on copies of their buffers.
 
     The aliases share the parameters' memory but have no hooks and gradients of their own. When the
@@ -38,6 +38,11 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
         The stages.
     *values
         Boundaries whose devices' random number generators are put back, too.
+
+    Yields
+    ------
+    Belongings
+        What the modules have, to be put back before the block ends.
     """
     tensors = [*(t for stage in stages for t in stage.tensors()), *(t for value in values for t in tensors_of(value))]
     owned = [source for stage in stages for source in stage.sources()]
@@ -67,7 +72,8 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
                     alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
         for table, old in tables:  # put back before the parameters, which a module may mirror in its attributes
             stack.callback(restore_table, table, old)
-        stack.callback(PlainAttributes(modules).put_back)
+        belongings = Belongings(modules)
+        stack.callback(belongings.put_back)
         for tensor in dict.fromkeys(t for stage in stages for t in stage.loose if t.is_leaf and t.requires_grad):
             stack.callback(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None
@@ -77,7 +83,7 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[None]:
         for buffer in buffers:
             stack.callback(setattr, buffer, "data", buffer.data)
             buffer.data = buffer.data.clone()
-        yield
+        yield belongings
 
 
 def restore_table(table: dict[str, Any], values: dict[str, Any]) -> None:
@@ -86,16 +92,39 @@ def restore_table(table: dict[str, Any], values: dict[str, Any]) -> None:
     table.update(values)
 
 
-class PlainAttributes:
-    """The attributes that a user gave some modules, with the values of tensors and the entries of lists and dicts.
+class Addition(NamedTuple):
+    """A tensor that a run of a module added to it.
+
+    Attributes
+    ----------
+    table, key
+        Where it is.
+    tensor, version
+        What it is.
+    """
+
+    table: dict[str, Any]
+    key: str
+    tensor: torch.Tensor
+    version: int
+
+    def stays(self) -> bool:
+        """Whether later runs have left it alone."""
+        return self.table.get(self.key) is self.tensor and version_of(self.tensor) == self.version
+
+
+class Belongings:
+    """What some modules have besides parameters and modules: buffers, and attributes with what these contain.
 
     Parameters
     ----------
     modules
-        The modules. That they stand in for a ``forward`` on the instance is no attribute.
+        The modules. What stands in for their ``forward`` is not theirs.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
+        modules = list(modules)
+        self.buffers = [(module._buffers, dict(module._buffers)) for module in modules]
         tables = [vars(module) for module in modules]
         self.tables = [(table, {k: v for k, v in table.items() if k not in STANDARD}) for table in tables]
         found = {id(value): value for _, values in self.tables for value in values.values()}
@@ -104,8 +133,19 @@ class PlainAttributes:
         tensors = [t for value in found.values() if type(value) in kinds for t in tensors_of(value) if has_values(t)]
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in dict.fromkeys(tensors)]
 
+    def additions(self) -> list[Addition]:
+        """Return buffers, and tensors in attributes, that there were none of."""
+        found = []
+        for table, before in (*self.buffers, *self.tables):
+            for key, value in table.items():
+                if isinstance(value, torch.Tensor) and key not in STANDARD and before.get(key) is None:
+                    found.append(Addition(table, key, value, version_of(value)))
+        return found
+
     def put_back(self) -> None:
-        """Let the attributes be what they were, and contain what they did."""
+        """Let buffers be the same objects, and attributes too; these contain what they did, lists and tensors alike."""
+        for table, buffers in self.buffers:
+            restore_table(table, buffers)
         for table, values in self.tables:
             for key in table.keys() - STANDARD - values.keys():
                 del table[key]

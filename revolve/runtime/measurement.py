@@ -25,7 +25,7 @@ from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss,
 from .exceptions import MeasurementError, ModelError
 from .format_trials import measure_format
 from .generators import devices_of
-from .isolation import isolated
+from .isolation import Addition, isolated
 from .parts import PartCall
 from .replay import recomputing
 from .samples import check_layouts
@@ -85,9 +85,9 @@ def measure_children(
     codecs = find_codecs(formats)
     refuse_sharded(stages)
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
-    with isolated(stages, sample), recomputing(), keep:
+    with isolated(stages, sample) as belongings, recomputing(), keep:
         glued = find_stages(stages, sample)
-        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs)
+        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs, belongings.additions())
 
 
 def refuse_sharded(stages: Sequence[StageModule]) -> None:
@@ -185,10 +185,12 @@ def measure_stages(
     progress: Progress | None,
     name: str,
     codecs: Sequence[Codec] = (),
+    additions: Sequence[Addition] = (),
 ) -> Chain:
     """Measure stages, first their sizes, then their times; to be called where they are isolated.
 
-    With ``loss`` None the loss costs nothing: whoever calls the model pays for it.
+    With ``loss`` None the loss costs nothing: whoever calls the model pays for it. The ``additions`` to modules by
+    earlier runs here are made by the first step, and stay.
     """
     device = (*devices_of([*tensors_of(sample), *(t for s in stages for t in s.tensors())]), torch.device("cpu"))[0]
     value, own = cut(sample), storage_keys(sample)
@@ -211,7 +213,9 @@ def measure_stages(
     sizes = [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
     own_output(sizes[-1].fields)
     passed_on = [t for trial in trials for t in tensors_of(trial.output) if t.requires_grad and storage_keys(t) <= own]
-    reserve = ROOT_BYTES + sum(found.residue for found in sizes) + bytes_of(passed_on)  # their gradients, at most
+    made = [addition.tensor for addition in additions if addition.stays()]  # what changes counts as residue
+    reserve = ROOT_BYTES + sum(found.residue for found in sizes) + bytes_of(made)
+    reserve += bytes_of(passed_on)  # their gradients, at most
     loss_time, loss_extra = 0.0, 0
     if progress:
         progress(len(stages), len(stages) + 1, "times")

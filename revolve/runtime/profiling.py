@@ -149,12 +149,15 @@ def measure_module(
     refuse_sharded([whole])
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     arguments = arguments_of(model, sample)
-    with isolated([whole], arguments), recomputing(), keep:
+    with isolated([whole], arguments) as belongings, recomputing(), keep:
         run_plainly(model)
         found = find_chain(model, sample)
         with running(whole, arguments):
             surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
         with ExitStack() as stack:
             surroundings.modes.enter(stack)
-            chain = measure_stages(surroundings.stages, surroundings.input, None, progress, whole.name)
+            additions = belongings.additions()
+            chain = measure_stages(
+                surroundings.stages, surroundings.input, None, progress, whole.name, additions=additions
+            )
         return surroundings.around(chain)

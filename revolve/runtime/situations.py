@@ -37,7 +37,9 @@ class Situation:
     def current(cls, stages: Sequence[StageModule], input: Any) -> Situation:
         """Look at a call of some stages."""
         tensors = tensors_of(input)
-        own = [t for stage in stages for t in stage.tensors()]
+        tables = [module._parameters for stage in stages for module in stage.modules]
+        own = [t for stage in stages for t in stage.loose]
+        own += [t for table in tables for t in table.values() if t is not None]  # buffers may come with the first call
         kind = (
             tuple([(t.dtype, t.device, t.requires_grad) for t in tensors]),
             tuple([module.training for stage in stages for module in stage.modules]),

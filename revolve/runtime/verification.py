@@ -20,7 +20,7 @@ from .bench import step_clock
 from .exceptions import ModelError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instrumentation import Instrument, instrument_of, plan_of, put_on, take_off
-from .isolation import PlainAttributes, isolated, restore_table
+from .isolation import Belongings, isolated
 from .measurement import default_loss, running
 from .memory import device_of
 from .runner import Runner
@@ -228,8 +228,7 @@ class Trial:
         owned = StageModule("model", (model,)).sources()
         self.random = RandomState((*default_sources(devices_of(tensors)), *owned, *FOREIGN))
         self.start = self.random.read()
-        self.tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-        self.attributes = PlainAttributes(model.modules())
+        self.belongings = Belongings(model.modules())
         self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.leaves: dict[str, torch.Tensor] = {f"gradient of {name}": p for name, p in model.named_parameters()}
         inputs = [t for t in tensors_of(arguments) if t.requires_grad and t.is_leaf]
@@ -247,9 +246,7 @@ class Trial:
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
         self.random.write(self.start)
-        for table, values in self.tables:
-            restore_table(table, values)
-        self.attributes.put_back()
+        self.belongings.put_back()
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
