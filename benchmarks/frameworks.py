@@ -3,10 +3,10 @@
 Each model runs with its library's own checkpointing: transformers' of every n-th layer, timm's set_grad_checkpointing.
 revolve gets the measured peak as its budget (and the kilobyte by which its predictions are above what is measured). A
 second row of each lies half the way from there to plain training, where the library has no setting. Plain, the
-library's and revolve's steps alternate in one process; times are medians of CPU time, peaks come from the allocator.
-Gradients exist before each step.
+library's and revolve's steps take turns in one process, each on a copy of the model; times are medians of the ratios of
+CPU times in one turn, peaks come from the allocator. Gradients exist before each step.
 
-    python benchmarks/frameworks.py [--models llama timm-resnet50] [--repeats 5]
+    python benchmarks/frameworks.py [--models llama timm-resnet50] [--repeats 9]
 
 Needs transformers and timm.
 """
@@ -14,12 +14,15 @@ Needs transformers and timm.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import os
 import platform
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -121,7 +124,7 @@ def settings(model: nn.Module) -> Iterator[tuple[str, Switch]]:
 
 
 class Contest:
-    """Plain steps of one model beside its library's checkpointing and beside plans.
+    """Plain steps of one model beside its library's checkpointing and beside plans, each on a copy of its own.
 
     Parameters
     ----------
@@ -140,41 +143,48 @@ class Contest:
 
     def run(self) -> None:
         """Print the rows of every setting."""
-        for setting, switch in settings(self.model):
+        model = copy.deepcopy(self.model)
+        for setting, switch in settings(model):
             switch(True)
-            theirs = peak_of(self.model, self.sample)
-            switch(False)
+            theirs = peak_of(model, self.sample)
             if theirs + ROOT_BYTES < self.frontier.smallest:
                 print(f"| {self.name}, {setting}: peak {theirs / self.plain_peak:.1%}, below revolve's least")
-                continue
-            print_row((self.name, setting, f"{theirs / self.plain_peak:.1%}", *self.row(theirs, switch)))
-            print_row((self.name, "", "", *self.row((theirs + self.plain_peak) // 2)))
+            else:
+                print_row((self.name, setting, f"{theirs / self.plain_peak:.1%}", *self.row(theirs, model)))
+                print_row((self.name, "", "", *self.row((theirs + self.plain_peak) // 2)))
+            switch(False)
         least = self.frontier.plan(self.frontier.smallest)
         shares = f"least budget {least.peak / self.plain_peak:.1%} ({least.ratio - 1:+.1%} planned)"
         print(f"| {self.name}: plain {self.plain_peak / 1e6:.1f} MB, {shares}")
 
-    def row(self, budget: int, switch: Switch | None = None) -> Iterator[str]:
+    def row(self, budget: int, theirs: nn.Module | None = None) -> Iterator[str]:
         """Yield the library's time, if there is a setting, and peak and times of revolve."""
-        model, sample, plan = self.model, self.sample, self.frontier.plan(budget + ROOT_BYTES)
-        revolve.checkpointed(model, plan)
-        own_peak = peak_of(model, sample)
-        plain_times, their_times, own_times = [], [], []
-        for _ in range(self.repeats):
-            revolve.restore(model)
-            plain_times.append(step(model, sample))
-            if switch is not None:
-                switch(True)
-                their_times.append(step(model, sample))
-                switch(False)
-            revolve.checkpointed(model, plan)
-            own_times.append(step(model, sample))
-        revolve.restore(model)
-        plain, own = median(plain_times), median(own_times)
-        yield f"{median(their_times) / plain - 1:+.1%}" if their_times else ""
+        plan = self.frontier.plan(budget + ROOT_BYTES)
+        own = revolve.checkpointed(copy.deepcopy(self.model), plan)
+        own_peak = peak_of(own, self.sample)
+        models = {"plain": self.model, "own": own} | ({} if theirs is None else {"theirs": theirs})
+        times = alternate({name: partial(step, model, self.sample) for name, model in models.items()}, self.repeats)
+        yield "" if theirs is None else f"{median_ratio(times, 'theirs', 'plain') - 1:+.1%}"
         yield f"{own_peak / self.plain_peak:.1%}"
-        yield f"{own / plain - 1:+.1%}"
+        yield f"{median_ratio(times, 'own', 'plain') - 1:+.1%}"
         yield f"{plan.ratio - 1:+.1%}"
-        yield f"{own / median(their_times):.3f}" if their_times else ""
+        yield "" if theirs is None else f"{median_ratio(times, 'own', 'theirs'):.3f}"
+
+
+def alternate(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of steps that take turns, in an order of its own each time, after two that do not count."""
+    shuffled, times = random.Random(0), {name: [] for name in steps}
+    for turn in range(-2, repeats):
+        for name in shuffled.sample(list(steps), len(steps)):
+            seconds = steps[name]()
+            if turn >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def median_ratio(times: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Return the median over the turns of one time over another."""
+    return median(one / other for one, other in zip(times[name], times[base], strict=True))
 
 
 def print_row(cells: tuple[str, ...]) -> None:
@@ -186,7 +196,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
