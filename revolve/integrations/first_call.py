@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from revolve.runtime.exceptions import MeasurementError, ModelError
-from revolve.runtime.following import Follower, StandIn
+from revolve.runtime.following import StandIn
 from revolve.runtime.instrumentation import checkpointed
 from revolve.runtime.linearization import linearize
 from revolve.runtime.memory import free_bytes
@@ -92,7 +92,7 @@ def sample_of(module: nn.Module, arguments: Arguments) -> Any:
     return {**{p.name: value for p, value in zip(parameters, args, strict=True)}, **kwargs}
 
 
-class FirstCall(Follower):
+class FirstCall:
     """Waits for the first call of a module in training, and lets it be planned for before that call runs.
 
     Parameters
@@ -114,7 +114,6 @@ class FirstCall(Follower):
     """
 
     def __init__(self, module: nn.Module, plan_now: Callable[[nn.Module, Any], None]) -> None:
-        super().__init__([module])
         present = vars(module).get("forward")
         if isinstance(present, StandIn) and isinstance(present.follower, FirstCall):
             present.take_off()
@@ -123,7 +122,7 @@ class FirstCall(Follower):
                 "RevolveCallback"
             )
         self.plan_now: Callable[[nn.Module, Any], None] | None = plan_now
-        self.stand_in = StandIn(module, self)
+        self.stand_in = StandIn(module, self, "call")
         self.stand_in.put_on()
 
     def call(self, module: nn.Module, forward: Callable[..., Any], arguments: Arguments) -> Any:
@@ -140,4 +139,4 @@ class FirstCall(Follower):
         self.stand_in.take_off()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "plan_now": None}
+        return {**self.__dict__, "plan_now": None}

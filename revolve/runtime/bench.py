@@ -126,9 +126,11 @@ class Trial:
         The stage's output, detached.
     saves_input, saves_output
         As in ``Stage``.
-    output_bytes, fresh_bytes, gradient_bytes, grad_bytes, kept_bytes
-        Bytes of the output but for what belongs to the model's input, of what the stage itself allocated of it,
-        of its gradient, of new parameter gradients, and of old values of buffers.
+    output_bytes, fresh_bytes, besides_bytes, gradient_bytes, grad_bytes, kept_bytes
+        Bytes of the activation but for what belongs to the model's input, of what the stage itself allocated of it, of
+        what it gives besides, of the gradients of both, of new parameter gradients, and of old values of buffers.
+    again_bytes
+        Of what it gives besides, the bytes that it saves: anew, where it is run again.
     """
 
     PHASES: ClassVar[int] = 8
@@ -138,6 +140,8 @@ class Trial:
     saves_output: bool
     output_bytes: int
     fresh_bytes: int
+    besides_bytes: int
+    again_bytes: int
     gradient_bytes: int
     grad_bytes: int
     kept_bytes: int
@@ -145,7 +149,7 @@ class Trial:
     def sizes(self, phases: Sequence[Phase]) -> Sizes:
         """Return the sizes of the stage, from its ``PHASES`` phases of the trace."""
         _, forward, _, save, _, backward, _, rebuild = phases
-        saved_bytes = max(0, save.end - save.start - self.fresh_bytes)
+        saved_bytes = max(0, save.end - save.start - self.fresh_bytes - self.besides_bytes) + self.again_bytes
         fields = {
             "output_bytes": self.output_bytes,
             "saved_bytes": saved_bytes,
@@ -159,13 +163,14 @@ class Trial:
             "backward_extra": extra(backward, self.gradient_bytes),
             "grad_bytes": self.grad_bytes,
         }
-        return Sizes(fields, max(0, forward.end - forward.start - self.fresh_bytes) + self.kept_bytes)
+        left = forward.end - forward.start - self.fresh_bytes - self.besides_bytes
+        return Sizes(fields, max(0, left) + self.kept_bytes)
 
 
 def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
     """Run a stage as forward, save with its backward, and rebuild, in ``Trial.PHASES`` phases of a trace.
 
-    Storages in ``own`` belong to the model's input: masks and the like that are passed on count nothing.
+    Storages in ``own`` belong to the model's input, or are held for later stages: they count nothing.
     """
     torch.clear_autocast_cache()  # the casts of parameters are made in the trace, as in a step
     with gradients_present(bench.stage, bench.later) as parameters:
@@ -181,24 +186,38 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
         tracer.mark()
         saved = storage_keys([holder.kept.get() for holder in packer.live() if holder.kept is not None])
         inputs = storage_keys(value)
-        saves_input, saves_output = bool(saved & inputs - own), bool(saved & storage_keys(output) - own - inputs)
+        counted = storage_keys(bench.stage.activation(output))
+        saves_input, saves_output = bool(saved & inputs - own), bool(saved & counted - own - inputs)
+        again_bytes = bytes_of(output) - bytes_of(output, (saved & storage_keys(output)) - counted - own - inputs)
         target = one_sum(output)
         del output
         tracer.mark()
         if target is not None:
             reverse([target], [torch.ones_like(target)], leaf, parameters)
         tracer.mark()
-        fresh = [p.grad for p in parameters if p.grad is not None and id(p) not in before]
+        new = [p for p in parameters if p.grad is not None and id(p) not in before]
+        fresh = [p.grad for p in new if not getattr(p, "passing", False)]
         grad_bytes = bytes_of(fresh)
-        del target, fresh, leaf
+        del target, fresh, new, leaf
     _graph, packer = bench.run(cut(value), keep=None)
     tracer.mark()
     bench.rebuild(value, packer)
     tracer.mark()
     gradient_bytes = bytes_of([t for t in tensors_of(following) if t.requires_grad])
-    output_bytes, fresh_bytes = bytes_of(following, own), bytes_of(following, inputs)
+    activation = bench.stage.activation(following)
+    output_bytes, fresh_bytes = bytes_of(activation, own), bytes_of(activation, inputs)
+    besides_bytes = bytes_of(following, inputs) - fresh_bytes
     return Trial(
-        following, saves_input, saves_output, output_bytes, fresh_bytes, gradient_bytes, grad_bytes, bench.kept_bytes
+        output=following,
+        saves_input=saves_input,
+        saves_output=saves_output,
+        output_bytes=output_bytes,
+        fresh_bytes=fresh_bytes,
+        besides_bytes=besides_bytes,
+        again_bytes=again_bytes,
+        gradient_bytes=gradient_bytes,
+        grad_bytes=grad_bytes,
+        kept_bytes=bench.kept_bytes,
     )
 
 

@@ -29,6 +29,8 @@ The rules, cited as [n] in code and tests:
     the step fails.
 [12] Stages may be called by the model itself, one by one. Where it does not call all of them, the schedule is not
     followed: every stage is filled as in [6], with the same warning.
+[13] Functions that the model calls between its stages' modules belong to the stage behind them, and are called again
+    with it: as they were called, on what they took. What cannot be called again is left outside, its results held.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Run:
         through = storages_by_key(self.tensors)
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
+        self.left = 0  # stages whose first run has come to its end
         self.snapshots: dict[int, DenseSnapshot | FormSnapshot] = {}
         self.sweep_position = 0
         self.swept = False
@@ -128,24 +131,25 @@ class Run:
     def open(self, value: Any = None) -> FirstRun:
         """Open the first run of the next stage; what runs under its hooks belongs to it.
 
-        The value is needed only for a stage that is saved in another format than dense.
+        Its state is that of when its input is received. The value is needed only for a stage that is saved in another
+        format than dense.
         """
         index = len(self.states)
         action = self.program.runs[index]
         if self.watching.drawing[index] is not False:
             self.watching.reach(index)
-        state = StageState(self.stages[index], self.habits.changing[index])
-        self.states.append(state)
         if type(action) is Save and action.format != "dense":
             self.follow_sweep(value)  # a form that is stored is not encoded again
         keep = self.keep(action, value, self.enclosing)
-        return FirstRun(index, state, keep, hooked(self.packers[index].record(self, keep=keep)), graph_clock())
+        return FirstRun(index, keep, hooked(self.packers[index].record(self, keep=keep)), graph_clock())
 
     def receive(self, first: FirstRun, value: Any) -> None:
         """Take note of the input of a stage whose first run is open, and follow the sweep beyond that run."""
         self.follow_sweep(value)
         self.sweep_position += 1
         first.versions = versions_of(value)
+        first.state = StageState(self.stages[first.index], self.habits.changing[first.index])
+        self.states.append(first.state)
 
     def follow_sweep(self, value: Any) -> None:
         """Store and drop activations as the sweep says, up to the next action of another kind."""
@@ -165,6 +169,7 @@ class Run:
         index, state = first.index, first.state
         first.check(value, output, self.packers[index])
         self.habits.changing[index] = state.finish()
+        self.left = index + 1
         if self.watching.drawing[index] is not False:
             state.random = self.watching.leave(index)
         state.late = self.program.stops[index] and saves_late(output, first.start)
@@ -259,7 +264,7 @@ class Run:
                 "backward, a part of the graph, another order)"
             )
             if not self.swept:
-                missing = self.stages[min(len(self.states), len(self.stages) - 1)].name
+                missing = self.stages[self.left].name
                 reason = f"the model did not run stage {missing!r} on the output of the one before, as the plan has it"
             message = f"{reason}; gradients are right, but time and memory may exceed the plan's"
             warnings.warn(message, BudgetWarning, stacklevel=2)

@@ -19,8 +19,8 @@ class FirstRun:
 
     Parameters
     ----------
-    index, state
-        The stage, and what it sees.
+    index
+        The stage.
     keep
         What fills its holders.
     hooks
@@ -30,19 +30,19 @@ class FirstRun:
 
     Attributes
     ----------
-    versions
-        Of its input, once that is known.
+    versions, state
+        Of its input, and what the stage sees, once it has the input.
     """
 
     __slots__ = ("hooks", "index", "keep", "start", "state", "versions")
 
-    def __init__(self, index: int, state: StageState, keep: Keep | None, hooks: Hooks, start: int) -> None:
+    def __init__(self, index: int, keep: Keep | None, hooks: Hooks, start: int) -> None:
         self.index = index
-        self.state = state
         self.keep = keep
         self.hooks = hooks
         self.start = start
         self.versions: tuple[int, ...] = ()
+        self.state: StageState
 
     def check(self, value: Any, output: Any, packer: Packer) -> None:
         """Finish what is encoded, and check that the stage can be run again on its input [8].

@@ -1,31 +1,27 @@
 """Follows a model's own calls along a chain of modules, by what stands in for their forward on the instance.
 
-A call belongs to the chain if it takes a tensor that the call before gave: the same object, at the same version. So
-several forward passes may go on at a time, and nothing has to be known of where one begins or ends.
+While the forward of a module runs that has stages inside, the next call of the chain is the next of its modules that
+is called, and functions of torch that such a forward calls itself belong to the chain as well. Modules beside the chain
+run as ever. Any number of forward passes may go on at a time.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from revolve.storage.boundary import tensors_of, version_of
-
-from .parts import fresh_outputs, main_inputs
+from .glue import Function, Glue, recordable, suspended
 from .samples import Arguments
 
-__all__ = ["Follower", "ModuleReference", "StandIn", "Trail"]
+__all__ = ["Follower", "Forward", "ModuleReference", "StandIn", "Trail"]
 
 Forward = Callable[..., Any]
-
-# The chains that a stage is running of: what modules call inside belongs to the stage.
-RUNNING: ContextVar[tuple[int, ...]] = ContextVar("running", default=())
 
 
 def nothing() -> None:
@@ -57,22 +53,48 @@ class Trail(Protocol):
     Attributes
     ----------
     position
-        Number of the next call.
+        Number of the next call of a module.
     """
 
     position: int
 
-    def call(self, forward: Forward, arguments: Arguments, linked: Mapping[int, int]) -> Any:
-        """Make the next call; ``linked`` are the positions of tensors in the output before, by ``id``."""
+    def call(self, forward: Forward, arguments: Arguments) -> Any:
+        """Make the next call of a module."""
+
+    def function(self, function: Function, arguments: Arguments) -> Any:
+        """Call a function before it."""
+
+    def end(self) -> None:
+        """Take note that no more is called."""
 
 
-class Link(NamedTuple):
-    """A tensor that the next call of a trail has to take."""
+class Scope(Glue):
+    """One call of the forward of a module that has stages inside.
 
-    reference: weakref.ref[torch.Tensor]
-    version: int
-    position: int
-    trail: Trail
+    Attributes
+    ----------
+    resting
+        Whether nothing is to be followed.
+    trail
+        How far it has come; None before the first stage, and where the chain is not to be followed.
+    """
+
+    def __init__(self, follower: Follower, *, resting: bool = False) -> None:
+        super().__init__()
+        self.follower = follower
+        self.resting = resting
+        self.trail: Trail | None = None
+
+    def take(self, function: Function, arguments: Arguments) -> Any:
+        """Call a function, as a part of the chain where it is one."""
+        trail, follower = self.trail, self.follower
+        inside = trail is not None and 0 < trail.position < len(follower.modules)
+        if trail is not None and inside and recordable(function, arguments) and follower.goes_on(trail):
+            return trail.function(function, arguments)
+        return function(*arguments[0], **arguments[1])
+
+
+SCOPES: ContextVar[tuple[Scope, ...]] = ContextVar("scopes", default=())
 
 
 class Follower:
@@ -80,13 +102,47 @@ class Follower:
 
     Parameters
     ----------
+    model
+        The module that they are in.
     modules
         The module of every call of the chain, in order.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
         self.modules = [ModuleReference(module) for module in modules]
-        self.links: dict[int, Link] = {}
+        called = dict.fromkeys(modules)
+        inside = stages_inside(model, called)
+        around = [module for module, has_stages in inside.items() if has_stages and runs(module)]
+        tasks = {"call": called, "enclose": around, "leave": dict.fromkeys(beside(model, inside))}
+        self.stand_ins = [StandIn(module, self, task) for task, found in tasks.items() for module in found]
+
+    def put_on(self) -> None:
+        """Follow the calls of the model from now on."""
+        for stand_in in self.stand_ins:
+            stand_in.put_on()
+
+    def take_off(self) -> None:
+        """Follow them no more."""
+        for stand_in in reversed(self.stand_ins):
+            stand_in.take_off()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow the calls of the model in this block."""
+        self.put_on()
+        try:
+            yield
+        finally:
+            self.take_off()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Follow no calls of this thread in this block."""
+        token = SCOPES.set((*SCOPES.get(), Scope(self, resting=True)))
+        try:
+            yield
+        finally:
+            SCOPES.reset(token)
 
     def begin(self, arguments: Arguments) -> Trail | None:
         """Begin a pass with the arguments of its first call; None, as here, where the chain is not to be followed."""
@@ -96,67 +152,52 @@ class Follower:
         """Whether a pass may go on under the modes of now."""
         return True
 
-    def call(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
-        """Make a call of a module of the chain."""
-        trail, linked = (None, {}) if id(self) in RUNNING.get() else self.find(module, arguments)
-        if trail is None:
+    def scope(self) -> Scope | None:
+        """Return the call that is going on, None if there is none, or one that a stage makes."""
+        return next((scope for scope in reversed(SCOPES.get()) if scope.follower is self), None)
+
+    def enclose(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
+        """Run a module that has stages inside."""
+        if self.scope() is not None:
             return forward(*arguments[0], **arguments[1])
-        output = trail.call(partial(self.inside, forward), arguments, linked)
-        if trail.position < len(self.modules):
-            for position, tensor in fresh_outputs(arguments, output):
-                self.link(tensor, position, trail)
-        return output
-
-    def inside(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        """Make a call whose own calls are not followed."""
-        token = RUNNING.set((*RUNNING.get(), id(self)))
+        scope = Scope(self)
+        token = SCOPES.set((*SCOPES.get(), scope))
         try:
-            return forward(*args, **kwargs)
+            with scope:
+                output = forward(*arguments[0], **arguments[1])
+            if scope.trail is not None:
+                scope.trail.end()
+            return output
         finally:
-            RUNNING.reset(token)
+            SCOPES.reset(token)
 
-    def find(self, module: nn.Module, arguments: Arguments) -> tuple[Trail | None, Mapping[int, int]]:
-        """Return the pass that a call belongs to, and the tensors that link it."""
-        tensors = tensors_of(arguments)
-        for tensor in tensors:
-            link = self.links.get(id(tensor))
-            if link is not None and self.leads(link, tensor, module):
-                trail = link.trail
-                linked = {id(t): self.links[id(t)].position for t in tensors if self.belongs(t, trail)}
-                for key in [key for key, other in list(self.links.items()) if other.trail is trail]:
-                    self.links.pop(key, None)
-                return trail, linked
-        if self.modules[0]() is module and tensors:
-            return self.begin(arguments), main_inputs(arguments)
-        return None, {}
+    def leave(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
+        """Run a module beside the chain."""
+        with suspended(self.scope()):
+            return forward(*arguments[0], **arguments[1])
 
-    def leads(self, link: Link, tensor: torch.Tensor, module: nn.Module) -> bool:
-        """Whether a link leads to a call of a module with a tensor."""
-        same = link.reference() is tensor and link.version == version_of(tensor)
-        return same and self.modules[link.trail.position]() is module and self.goes_on(link.trail)
+    def call(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
+        """Make a call of a module of the chain; inside of one that is going on, and out of order, it runs as ever."""
+        scope = self.scope()
+        if scope is None or scope.resting:
+            return forward(*arguments[0], **arguments[1])
+        with suspended(scope):
+            trail = self.find(scope, module, arguments)
+            inside = SCOPES.set(tuple(other for other in SCOPES.get() if other is not scope))
+            try:
+                return forward(*arguments[0], **arguments[1]) if trail is None else trail.call(forward, arguments)
+            finally:
+                SCOPES.reset(inside)
 
-    def belongs(self, tensor: torch.Tensor, trail: Trail) -> bool:
-        """Whether a tensor is what the call before in a pass gave, unchanged."""
-        link = self.links.get(id(tensor))
-        return (
-            link is not None
-            and link.trail is trail
-            and link.reference() is tensor
-            and link.version == version_of(tensor)
-        )
-
-    def link(self, tensor: torch.Tensor, position: int, trail: Trail) -> None:
-        """Let a tensor lead to the next call; when it is gone, so is the pass."""
-        links, key = self.links, id(tensor)
-
-        def forget(reference: weakref.ref[torch.Tensor]) -> None:
-            if key in links and links[key].reference is reference:
-                del links[key]
-
-        self.links[key] = Link(weakref.ref(tensor, forget), version_of(tensor), position, trail)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "links": {}}
+    def find(self, scope: Scope, module: nn.Module, arguments: Arguments) -> Trail | None:
+        """Return the pass that a call belongs to."""
+        trail = scope.trail
+        if trail is not None and trail.position < len(self.modules) and self.modules[trail.position]() is module:
+            return trail if self.goes_on(trail) else None
+        if self.modules[0]() is module:
+            scope.trail = self.begin(arguments)
+            return scope.trail
+        return None
 
 
 class StandIn:
@@ -168,12 +209,15 @@ class StandIn:
         The module.
     follower
         What follows its calls.
+    task
+        Name of the follower's method that is given them.
     """
 
-    def __init__(self, module: nn.Module, follower: Follower) -> None:
+    def __init__(self, module: nn.Module, follower: Any, task: str) -> None:
         self.module = ModuleReference(module)
         self.present: Forward | None = None
         self.follower = follower
+        self.task = task
 
     def put_on(self) -> None:
         """Stand in for the forward from now on."""
@@ -196,4 +240,33 @@ class StandIn:
         module = self.module()
         assert module is not None
         forward = self.present or type(module).forward.__get__(module)
-        return self.follower.call(module, forward, (args, kwargs))
+        return getattr(self.follower, self.task)(module, forward, (args, kwargs))
+
+
+def runs(module: nn.Module) -> bool:
+    """Whether a module has a forward: an nn.ModuleList has none."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def stages_inside(model: nn.Module, called: Container[nn.Module]) -> dict[nn.Module, bool]:
+    """Return for a model and all modules in it, but not in those called, whether some of these are inside."""
+    inside: dict[nn.Module, bool] = {}
+
+    def look(module: nn.Module) -> bool:
+        if module not in inside:
+            inside[module] = False
+            for child in module.children():
+                inside[module] |= child in called or look(child)
+        return inside[module]
+
+    look(model)
+    return inside
+
+
+def beside(module: nn.Module, inside: Mapping[nn.Module, bool]) -> Iterator[nn.Module]:
+    """Yield the largest modules in one that have no stages inside and are none."""
+    for child in module.children():
+        if child in inside and (inside[child] or not runs(child)):
+            yield from beside(child, inside)
+        elif child in inside and not isinstance(child, torch.jit.ScriptModule):
+            yield child

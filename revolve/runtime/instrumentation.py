@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from revolve.schedules.exceptions import InfeasibleBudget
 from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
 from revolve.schedules.units import parse_bytes
@@ -16,7 +17,9 @@ from .exceptions import ModelError, PlanMismatch
 from .interception import PlannedChain, chain_of
 from .memory import free_bytes
 from .profiling import measure
-from .runner import Runner
+from .runner import Runner, with_loss_of
+from .samples import Arguments, GivenCall
+from .situations import describe_input
 from .stages import check_model, is_plain_sequential, match_stages
 
 __all__ = ["Instrument", "checkpointed", "instrument_of", "plan_of", "put_on", "restore", "take_off"]
@@ -96,12 +99,32 @@ def checkpointed(
 def make_instrument(model: nn.Module, plan: Plan) -> Instrument:
     """Return what lets a model train by a plan."""
     if not is_plain_sequential(model):
-        return PlannedChain(model, plan)
+        return PlannedChain(model, plan, plan_again)
     match_stages(model._modules, [stage.name for stage in plan.chain.stages])
     present = model.__dict__.get("forward")
     if present is not None and not isinstance(present, Runner):
         raise ModelError("the model's forward has been replaced on the instance by something else; undo that first")
     return Runner(model._modules, plan)
+
+
+def plan_again(model: nn.Module, given: Plan, arguments: Arguments) -> Plan:
+    """Measure a model with the arguments of a call, and plan within the budget of a plan.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If that cannot be done; the message names the arguments.
+    """
+    assert given.budget is not None
+    measured = measure(model, GivenCall(*arguments))
+    try:
+        return solve(with_loss_of(given.chain, measured), tolerance="auto").plan(given.budget)
+    except InfeasibleBudget as error:
+        error.add_note(
+            f"the model was planned for another call, and called with {describe_input(arguments)}; call it with "
+            "smaller inputs, or plan with a larger budget"
+        )
+        raise
 
 
 def instrument_of(model: nn.Module) -> Instrument | None:

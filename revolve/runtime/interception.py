@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 from warnings import warn
 from weakref import WeakKeyDictionary
@@ -12,27 +13,32 @@ import torch
 from torch import nn
 
 from revolve.schedules.plans import Plan
-from revolve.storage.boundary import bytes_of, tensors_of, version_of
+from revolve.storage.boundary import bytes_of, tensors_of
 from revolve.storage.dense import Enclosing
 
-from .exceptions import BudgetWarning, ModelError, PlanMismatch, RecomputeError
-from .executor import Run
-from .following import Follower, ModuleReference, StandIn
+from .exceptions import BudgetWarning, PlanMismatch
+from .following import Follower, Forward, ModuleReference, StandIn
 from .modes import Modes
-from .parts import PartCall
 from .program import Program
 from .refusals import check_surroundings
 from .runner import abstract
-from .samples import Arguments, opaque_leaves
+from .samples import Arguments
+from .sharding import agreed, refuse_flat, units_of, units_with
 from .situations import Situation, describe_input
 from .stages import StageModule
 from .state import Habits
+from .trails import PlannedTrail
 
 __all__ = ["PlannedChain", "chain_of", "run_plainly"]
 
 
 # The stages of models, which refer to modules that refer to their plan: kept apart, so that there is no cycle.
-KNOWN: WeakKeyDictionary[nn.Module, KnownStages] = WeakKeyDictionary()
+KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], KnownStages]] = WeakKeyDictionary()
+
+# Calls that are planned for at most; then the least recently used one is forgotten.
+CACHE_SIZE = 16
+
+PlanAgain = Callable[[nn.Module, Plan, Arguments], Plan]
 
 
 def find_paths(modules: Mapping[str, nn.Module], name: str) -> list[str]:
@@ -67,16 +73,24 @@ class KnownStages:
         Names of the stages.
     modules
         The modules of each.
+    model
+        The model.
     """
 
-    def __init__(self, names: Sequence[str], modules: Sequence[tuple[nn.Module, ...]]) -> None:
+    def __init__(self, names: Sequence[str], modules: Sequence[tuple[nn.Module, ...]], model: nn.Module) -> None:
         self.stages = [StageModule(name, called) for name, called in zip(names, modules, strict=True)]
+        refuse_flat(model)
+        self.units = units_of(model.modules())
+        for stage in self.stages:
+            stops = set(units_of(stage.modules)) <= set(stage.functions)  # the hooks of those are not run again
+            stage.__dict__.update(units=units_with(model, stage.modules), stops_early=stops)
         inside = dict.fromkeys(module for stage in self.stages for module in stage.modules)
         self.tables = [(module._modules, list(module._modules.values())) for module in inside]
 
-    def valid(self) -> bool:
-        """Whether the stages still consist of the same modules."""
-        return all(list(table.values()) == modules for table, modules in self.tables)
+    def valid(self, model: nn.Module) -> bool:
+        """Whether the stages still consist of the same modules, and the same ones are sharded."""
+        same = self.units == units_of(model.modules())
+        return same and all(list(table.values()) == modules for table, modules in self.tables)
 
 
 class PlannedChain(Follower):
@@ -91,6 +105,8 @@ class PlannedChain(Follower):
         The model.
     plan
         The plan.
+    plan_again
+        Measures the model with the arguments of a call, and plans for it within the budget of a plan.
 
     Raises
     ------
@@ -98,30 +114,27 @@ class PlannedChain(Follower):
         If the plan was made for another model.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, plan_again: PlanAgain) -> None:
         modules = dict(model.named_modules())
-        self.names = [stage.name for stage in plan.chain.stages]
+        self.names = tuple(stage.name for stage in plan.chain.stages)
         self.paths = [find_paths(modules, name) for name in self.names]
         called = [modules[path] for paths in self.paths for path in paths]
-        super().__init__(called)
-        KNOWN.pop(model, None)
+        super().__init__(model, called)
+        KNOWN.get(model, {}).pop(self.names, None)
         self.plan = plan
+        self.plan_again = plan_again
         self.owner = ModuleReference(model)
         self.program = Program.from_plan(plan)
         self.habits = Habits(len(self.names))
-        self.bound: Situation | None = None
-        self.warned: set[Situation] = set()
-        self.stand_ins = [StandIn(module, self) for module in dict.fromkeys(called)]
+        self.fitting: list[Situation] = []  # calls of the model that the plan serves
+        self.present: Situation | None = None  # the call that is going on, where that is not known yet
+        self.others: OrderedDict[Situation, PlannedChain] = OrderedDict()
+        self.warned = False
+        self.known: KnownStages | None = None  # where parameters are sharded
+        self.agreed = False
 
-    def put_on(self) -> None:
-        """Let the model run by the plan."""
-        for stand_in in self.stand_ins:
-            stand_in.put_on()
-
-    def take_off(self) -> None:
-        """Let the model run plainly."""
-        for stand_in in reversed(self.stand_ins):
-            stand_in.take_off()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "known": None}
 
     def stages(self) -> list[StageModule]:
         """Return the stages, anew when modules inside have been replaced; none where the model is gone."""
@@ -129,110 +142,92 @@ class PlannedChain(Follower):
         modules = [module for reference in self.modules if (module := reference()) is not None]
         if owner is None or len(modules) < len(self.modules):
             return []
-        known = KNOWN.get(owner)
-        if known is None or not known.valid():
+        table = KNOWN.setdefault(owner, {})
+        known = self.known or table.get(self.names)
+        if known is None or not known.valid(owner):
             waiting = iter(modules)
-            known = KNOWN[owner] = KnownStages(self.names, [tuple(islice(waiting, len(p))) for p in self.paths])
+            known = KnownStages(self.names, [tuple(islice(waiting, len(p))) for p in self.paths], owner)
+            table[self.names] = known
+            self.known = table.pop(self.names) if known.units else None  # every sharded module refers to the model
         return known.stages
 
-    def begin(self, arguments: Arguments) -> PlannedTrail | None:
-        """Begin a run where it is to be planned: in training, in grad mode, on tensors with values."""
+    def planned_stages(self, arguments: Arguments) -> list[StageModule]:
+        """Return the stages where a call is to be planned: in training, in grad mode, on tensors with values."""
         stages = self.stages() if torch.is_grad_enabled() and not abstract(arguments) else []
         if not any(module.training for stage in stages for module in stage.modules):
+            return []
+        self.agree([unit for stage in stages for unit in stage.units])
+        return stages
+
+    def agree(self, units: Sequence[Any]) -> None:
+        """Follow the plan that all processes follow which parameters are sharded over."""
+        if units and not self.agreed:
+            self.agreed = True
+            self.plan = agreed(self.plan, units)
+            self.program = Program.from_plan(self.plan)
+
+    def enclose(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
+        """Run a module that has stages inside; the model itself by another plan, where this one does not serve."""
+        if module is not self.owner() or self.plan.budget is None or self.scope() is not None:
+            return super().enclose(module, forward, arguments)
+        stages = self.planned_stages(arguments)
+        situation = Situation.current(stages, arguments) if stages else None
+        other = None if situation is None else self.choose(module, situation, arguments)
+        if other is not None:
+            with self.resting(), other.following():
+                return Follower.enclose(other, module, forward, arguments)
+        self.present = situation
+        try:
+            return super().enclose(module, forward, arguments)
+        finally:
+            self.present = None
+
+    def choose(self, model: nn.Module, situation: Situation, arguments: Arguments) -> PlannedChain | None:
+        """Return what runs a call instead; None where this plan serves it, or where that is not known yet."""
+        sharded = self.known is not None  # cannot be measured
+        if sharded or not self.fitting or any(other.covers(situation) for other in self.fitting):
+            return None
+        if situation not in self.others:
+            with self.resting():
+                plan = self.plan_again(model, self.plan, arguments)
+            self.others[situation] = PlannedChain(model, plan, self.plan_again)
+            if len(self.others) > CACHE_SIZE:
+                self.others.popitem(last=False)
+        self.others.move_to_end(situation)
+        return self.others[situation]
+
+    def begin(self, arguments: Arguments) -> PlannedTrail | None:
+        """Begin a run."""
+        stages = self.planned_stages(arguments)
+        if not stages:
             return None
         check_surroundings(module for stage in stages for module in stage.modules)
-        sharded = next((stage.name for stage in stages if stage.units), None)
-        if sharded is not None:
-            raise ModelError(
-                f"the parameters of stage {sharded!r} are sharded by fully_shard, which works for plans of an "
-                "nn.Sequential only; write the model as one, or call revolve.restore(model)"
-            )
-        self.compare(Situation.current(stages, arguments), arguments)
-        return PlannedTrail(self, stages)
+        self.compare(arguments)
+        return PlannedTrail(stages, self.paths, self.program, self.habits, arguments)
 
-    def compare(self, situation: Situation, arguments: Arguments) -> None:
-        """Warn of a call that the plan was not made for."""
-        if self.plan.budget is None or situation in self.warned:
+    def compare(self, arguments: Arguments) -> None:
+        """Find out whether a call fits the plan: by what the first stage takes, which is all that a plan knows."""
+        if self.plan.budget is None or self.present in self.fitting:
             return
         main = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad] or tensors_of(arguments)[:1]
         size = min(bytes_of(main), sum(tensor.numel() * tensor.element_size() for tensor in main))  # a view is no more
-        if self.bound is None and size == self.plan.chain.input_bytes:
-            self.bound = situation
-        known = size <= self.plan.chain.input_bytes if self.bound is None else self.bound.covers(situation)
-        if not known:
-            self.warned.add(situation)
+        if size <= self.plan.chain.input_bytes:
+            self.fitting += [] if self.present is None else [self.present]
+        elif not self.warned:
+            self.warned = True
             warn(
-                f"stage {self.plan.chain.stages[0].name!r} is called with {describe_input(arguments)}, or in other "
-                "modes than the plan was made for; gradients are right, but the budget may not hold: call "
-                "revolve.checkpointed again with such a sample",
+                f"stage {self.plan.chain.stages[0].name!r} is called with {describe_input(arguments)}, more than the "
+                "plan was made for; gradients are right, but the budget may not hold: call revolve.checkpointed again "
+                "with such a sample",
                 BudgetWarning,
                 stacklevel=2,
             )
 
     def goes_on(self, trail: Any) -> bool:
         """Whether the modes are still those of the run's beginning."""
-        run: Run = trail.run
+        run = trail.run
         same = Modes.current(run.devices) == run.modes and Enclosing.current() == run.enclosing
         return torch.is_grad_enabled() and same
-
-
-class PlannedTrail:
-    """One forward pass by a plan: the model calls the stages, and the run is told of each.
-
-    Parameters
-    ----------
-    chain
-        The chain and its plan.
-    stages
-        Its stages.
-    """
-
-    def __init__(self, chain: PlannedChain, stages: Sequence[StageModule]) -> None:
-        self.parts = [PartCall(path) for paths in chain.paths for path in paths]
-        sizes = [len(stage.functions) for stage in stages]
-        ends = list(accumulate(sizes))
-        bounds = zip(stages, ends, sizes, strict=True)
-        self.stages = [stage.as_called(tuple(self.parts[end - size : end])) for stage, end, size in bounds]
-        self.first, self.last = {end - size for end, size in zip(ends, sizes, strict=True)}, {end - 1 for end in ends}
-        self.run = Run(self.stages, chain.program, chain.habits)
-        self.position = 0
-        self.between: tuple[Any, ...] = ()  # states of the generators where a stage goes on
-
-    def call(self, forward: Callable[..., Any], arguments: Arguments, linked: Mapping[int, int]) -> Any:
-        """Make the next call, as part of a stage's first run."""
-        run, number = self.run, self.position
-        part = self.parts[number]
-        opaque = next(opaque_leaves(arguments), None)
-        if opaque is not None:
-            raise ModelError(
-                f"stage {part.name!r} is called with a {type(opaque).__name__}, which it may change, so that it could "
-                "not be run again; pass use_cache=False if that is a cache, or call revolve.restore(model)"
-            )
-        value, picks = part.bind(forward, arguments, linked)
-        if number:
-            self.parts[number - 1].picks = picks
-        stage = self.stages[len(run.states) - (number not in self.first)]
-        stage.add_loose(part.side)
-        if number in self.first:
-            if not number:
-                run.begin(value, apart=True)
-            run.watching.look()
-            self.value, self.entered = value, run.enter(value)
-        else:
-            self.entered.state.loose += map(version_of, part.side)
-            if run.watching.random.read() != self.between:
-                raise RecomputeError(f"random numbers are drawn before {part.name!r}, in the middle of a stage")
-        with self.entered.hooks:
-            output = forward(*arguments[0], **arguments[1])
-        if number in self.last:
-            run.leave(self.entered, self.value, output)
-            del self.value, self.entered
-        else:
-            self.between = run.watching.random.read()
-        self.position += 1
-        if self.position == len(self.parts):
-            run.finish(None)
-        return output
 
 
 def chain_of(model: nn.Module) -> PlannedChain | None:

@@ -116,6 +116,8 @@ class Addition(NamedTuple):
 class Belongings:
     """What some modules have besides parameters and modules: buffers, and attributes with what these contain.
 
+    Their hooks belong to it: a model that registers some in its first forward notes that in an attribute.
+
     Parameters
     ----------
     modules
@@ -128,7 +130,9 @@ class Belongings:
         tables = [vars(module) for module in modules]
         self.tables = [(table, {k: v for k, v in table.items() if k not in STANDARD}) for table in tables]
         found = {id(value): value for _, values in self.tables for value in values.values()}
-        self.containers = [(value, copy(value)) for value in found.values() if type(value) in (list, dict, set)]
+        hooks = [table[name] for table in tables for name in HOOKS if table.get(name) is not None]
+        containers = [*(value for value in found.values() if type(value) in (list, dict, set)), *hooks]
+        self.containers = [(value, copy(value)) for value in containers]
         kinds = (torch.Tensor, list, tuple, dict)
         tensors = [t for value in found.values() if type(value) in kinds for t in tensors_of(value) if has_values(t)]
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in dict.fromkeys(tensors)]

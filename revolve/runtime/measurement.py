@@ -26,10 +26,10 @@ from .exceptions import MeasurementError, ModelError
 from .format_trials import measure_format
 from .generators import devices_of
 from .isolation import Addition, isolated
-from .parts import PartCall
 from .replay import recomputing
 from .samples import check_layouts
 from .saving import hooked
+from .segments import Segment
 from .sharding import units_of
 from .situations import describe_input
 from .stages import StageModule, flatten
@@ -95,8 +95,8 @@ def refuse_sharded(stages: Sequence[StageModule]) -> None:
     if units_of(module for stage in stages for module in stage.modules):
         raise MeasurementError(
             "the model's parameters are sharded by fully_shard, so that single stages cannot be measured (nor planned "
-            "for again, where a call looks otherwise than the plan's); measure before fully_shard, with every module "
-            "that is to be sharded as one stage, and use a plan without a budget, Plan.from_actions(chain, actions)"
+            "for again, where a call looks otherwise than the plan's); measure before fully_shard (an "
+            "nn.Sequential with every module that is to be sharded as one stage), and call it as it was measured"
         )
 
 
@@ -203,7 +203,9 @@ def measure_stages(
                 progress(index, len(stages) + 1, stage.name)
             with running(stage, value), torch.enable_grad():
                 benches.append(Bench(index, stage, stages[index + 1 :], value))
-                trials.append(try_stage(benches[-1], value, tracer, own))
+                counted = stages[index - 1].activation(value) if index else value
+                held = storage_keys(value) - storage_keys(counted)
+                trials.append(try_stage(benches[-1], value, tracer, own | held))
             value = trials[-1].output
         if loss is not None:
             with running(StageModule("loss", (loss,)), value), torch.enable_grad():
@@ -259,7 +261,7 @@ def pool_times(
     """
     groups: dict[Any, list[int]] = {}
     for index, (stage, found) in enumerate(zip(stages, sizes, strict=True)):
-        prints = tuple(repr(f) if isinstance(f, (nn.Module, PartCall)) else id(f) for f in stage.functions)
+        prints = tuple(repr(f) if isinstance(f, (nn.Module, Segment)) else id(f) for f in stage.functions)
         groups.setdefault((prints, *found.fields.values()), []).append(index)
     pooled = list(times)
     for group in groups.values():

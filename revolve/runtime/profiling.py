@@ -151,9 +151,10 @@ def measure_module(
     arguments = arguments_of(model, sample)
     with isolated([whole], arguments) as belongings, recomputing(), keep:
         run_plainly(model)
-        found = find_chain(model, sample)
-        with running(whole, arguments):
-            surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
+        with torch.compiler.set_stance("force_eager"):  # what is compiled is measured by itself, not what follows it
+            found = find_chain(model, sample)
+            with running(whole, arguments):
+                surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
         with ExitStack() as stack:
             surroundings.modes.enter(stack)
             additions = belongings.additions()

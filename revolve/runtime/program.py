@@ -28,7 +28,8 @@ class Program:
     rest
         Actions after it.
     stops
-        For each stage whether a rebuild ends at its last saved tensor: where that takes less time than a forward.
+        For each stage whether a rebuild ends at its last saved tensor: where one is planned and takes less time than a
+        forward.
     chain
         Says what was planned for the formats.
     slack
@@ -74,7 +75,8 @@ class Program:
                 "the plan runs stages again before the loss, which autograd cannot execute; "
                 "use a schedule whose first sweep runs every stage once"
             )
-        stops = tuple(stage.rebuild < stage.forward for stage in plan.chain.stages)
+        rebuilt = {action.index for action in plan.actions if isinstance(action, Rebuild)}
+        stops = tuple(i in rebuilt and stage.rebuild < stage.forward for i, stage in enumerate(plan.chain.stages))
         slack = None if plan.budget is None else plan.budget - plan.peak
         formats = tuple(name for name in plan.formats() if name != "dense")
         for name in formats:

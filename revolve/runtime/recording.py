@@ -1,41 +1,46 @@
-"""Records one call of a model: which module takes which tensors, gives which, and what autograd saves in each."""
+"""Records one call of a model: what each module and function takes, what it gives, and what autograd saves in it."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revolve.storage.boundary import bytes_of, storages_of, tensors_of, version_of
 from revolve.storage.dense import Enclosing
 
+from .exceptions import ModelError
+from .glue import Function, Glue, name_of, recordable, transforming
 from .modes import Modes
 from .samples import Arguments, opaque_leaves
-from .saving import hooked, key_of
+from .saving import key_of
 
-__all__ = ["Mark", "ModuleCall", "Recording", "record", "replaced_forwards"]
+__all__ = ["Call", "Mark", "Recording", "record", "replaced_forwards"]
 
 Mark = tuple[int, int]  # serial number of a tensor object, and its version
 Replacement = Callable[..., Any]
 
 
 @dataclass(eq=False, slots=True)
-class ModuleCall:
-    """One call of a module's forward.
+class Call:
+    """One call of a module's forward, or of a function of torch that a module calls itself.
 
     Attributes
     ----------
     number, path, module
-        Position in order of the calls' beginning; the module, and its path in the model.
+        Position in order of the calls' beginning; the module, and its path in the model. None for a function, and its
+        name.
     inputs, outputs
-        The tensors of arguments and output, in order.
+        The tensors of arguments and output, in order; a function also gives what it changes in place.
     changed
         Serial numbers of the inputs that the call changes in place.
     saved
@@ -49,7 +54,7 @@ class ModuleCall:
 
     number: int
     path: str
-    module: nn.Module
+    module: nn.Module | None
     inputs: tuple[Mark, ...]
     outputs: tuple[Mark, ...] = ()
     changed: frozenset[int] = frozenset()
@@ -70,7 +75,7 @@ class Recording:
     Attributes
     ----------
     graph
-        Nodes are the numbers of calls, with the ``ModuleCall`` as their attribute ``call``; edges lead from a call to
+        Nodes are the numbers of calls, with the ``Call`` as their attribute ``call``; edges lead from a call to
         those that it makes. Number 0 is the model itself.
     storages
         Identity and bytes of every tensor's storage, by its serial number.
@@ -82,16 +87,20 @@ class Recording:
     storages: dict[int, tuple[int, int]] = field(default_factory=dict)
     graded: set[Mark] = field(default_factory=set)
 
-    def call(self, number: int) -> ModuleCall:
+    def call(self, number: int) -> Call:
         """Return a call by its number."""
-        found: ModuleCall = self.graph.nodes[number]["call"]
+        found: Call = self.graph.nodes[number]["call"]
         return found
 
-    def children(self, call: ModuleCall) -> list[ModuleCall]:
-        """Return the calls that a call makes itself, in order."""
+    def children(self, call: Call) -> list[Call]:
+        """Return the calls that a call makes itself, of modules and functions, in order."""
         return [self.call(number) for number in sorted(self.graph.successors(call.number))]
 
-    def saved_bytes(self, call: ModuleCall) -> int:
+    def parts(self, call: Call) -> list[Call]:
+        """Return the calls of modules that a call makes itself, in order."""
+        return [child for child in self.children(call) if child.module is not None]
+
+    def saved_bytes(self, call: Call) -> int:
         """Return the bytes saved in a call and in all that it calls."""
         return sum(self.call(n).saved for n in (call.number, *nx.descendants(self.graph, call.number)))
 
@@ -130,21 +139,37 @@ def record(model: nn.Module, arguments: Arguments, *, through: Iterable[torch.Te
         for path, module in model.named_modules()
         if not isinstance(module, torch.jit.ScriptModule)
     }
-    with replaced_forwards(forwards), torch.enable_grad(), hooked(recorder.pack):
+    with replaced_forwards(forwards), torch.enable_grad(), saved_tensors_hooks(recorder.pack, refuse), recorder:
         recorder.hooks = Enclosing.current()
         model(*arguments[0], **arguments[1])
     return recorder.recording
 
 
-class Recorder:
+def refuse(packed: None) -> torch.Tensor:
+    """Refuse to give a saved tensor back.
+
+    Raises
+    ------
+    ModelError
+        Always.
+    """
+    raise ModelError(
+        "the model runs a backward pass in its own forward (torch.autograd.grad?), so that its modules are no chain; "
+        "call revolve.checkpointed on the part of it that is differentiated there"
+    )
+
+
+class Recorder(Glue):
     """Writes a recording while a model runs.
 
     It holds no tensor: objects and storages are told apart by weak references.
     """
 
     def __init__(self, through: Iterable[torch.Tensor]) -> None:
+        super().__init__()
         self.recording = Recording()
-        self.stack: list[ModuleCall] = []
+        self.numbers = count()
+        self.stack: list[Call] = []
         self.serials: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self.seen = {storage._cdata for tensor in through for storage in storages_of(tensor)}
         self.references: list[StorageWeakRef] = []  # so that no other storage takes over an identity
@@ -192,18 +217,9 @@ class Recorder:
     ) -> Any:
         """Run a module's forward and write down the call."""
         inputs = tensors_of((args, kwargs))
-        graph = self.recording.graph
-        call = ModuleCall(len(graph), path, module, tuple(map(self.mark, inputs)))
-        call.setting = (torch.is_grad_enabled(), Modes.current(()), Enclosing.current() == self.hooks)
+        call = self.begin(path, module, inputs)
         call.obstacle = obstacle_of(call, args, kwargs)
-        graph.add_node(call.number, call=call)
-        if self.stack:
-            graph.add_edge(self.stack[-1].number, call.number)
-        self.stack.append(call)
-        try:
-            output = forward(*args, **kwargs)
-        finally:
-            self.stack.pop()
+        output = self.run(call, forward, (args, kwargs))
         call.outputs = tuple(map(self.mark, tensors_of(output)))
         after = map(self.mark, inputs)
         call.changed = frozenset(old[0] for old, new in zip(call.inputs, after, strict=True) if old != new)
@@ -211,8 +227,43 @@ class Recorder:
             call.obstacle = call.obstacle or f"it returns no tensor, but {type(output).__name__}"
         return output
 
+    def take(self, function: Function, arguments: Arguments) -> Any:
+        """Run a function and write down the call."""
+        inputs = tensors_of(arguments)
+        if not inputs or transforming():
+            return function(*arguments[0], **arguments[1])
+        call = self.begin(name_of(function), None, inputs)
+        call.obstacle = None if recordable(function, arguments) else "it may do something else when called again"
+        output = self.run(call, function, arguments)
+        changed = [
+            (old, new) for old, tensor in zip(call.inputs, inputs, strict=True) if old != (new := self.mark(tensor))
+        ]
+        call.changed = frozenset(old[0] for old, _ in changed)
+        call.outputs = tuple(dict.fromkeys((*map(self.mark, tensors_of(output)), *(new for _, new in changed))))
+        if not call.outputs:  # it asks for a shape, a device ...
+            self.recording.graph.remove_node(call.number)
+        return output
 
-def obstacle_of(call: ModuleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    def begin(self, path: str, module: nn.Module | None, inputs: Sequence[torch.Tensor]) -> Call:
+        """Return the record of a call that begins."""
+        graph = self.recording.graph
+        call = Call(next(self.numbers), path, module, tuple(map(self.mark, inputs)))
+        call.setting = (torch.is_grad_enabled(), Modes.current(()), Enclosing.current() == self.hooks)
+        graph.add_node(call.number, call=call)
+        if self.stack:
+            graph.add_edge(self.stack[-1].number, call.number)
+        return call
+
+    def run(self, call: Call, function: Replacement, arguments: Arguments) -> Any:
+        """Make a call, with all that it calls and saves counted to it."""
+        self.stack.append(call)
+        try:
+            return function(*arguments[0], **arguments[1])
+        finally:
+            self.stack.pop()
+
+
+def obstacle_of(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return why a call cannot be a stage, as far as its beginning tells."""
     enabled, _, ours = call.setting
     opaque = next(opaque_leaves((args, kwargs)), None)
@@ -224,7 +275,7 @@ def obstacle_of(call: ModuleCall, args: tuple[Any, ...], kwargs: dict[str, Any])
         return "it takes no tensor"
     if opaque is not None:
         return f"it takes a {type(opaque).__name__}, which it may change (a cache? pass use_cache=False)"
-    if computes_outside(call.module):
+    if call.module is not None and computes_outside(call.module):
         return "a hook computes tensors for it outside of its forward"
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from .layout import Layout
 from .measurement import bytes_seen, measure_children
 from .program import Program
 from .refusals import check_surroundings
+from .sharding import agreed
 from .situations import Situation, describe_input
 from .state import Habits
 
@@ -77,6 +78,7 @@ class Runner:
         self.given = Planned(plan)
         self.bound = False
         self.planned: OrderedDict[Situation, Planned] = OrderedDict()
+        self.agreed = False
 
     @property
     def plan(self) -> Plan:
@@ -99,6 +101,7 @@ class Runner:
     def choose(self, input: Any) -> Planned:
         """Return the plan for a call, from earlier calls if there is one."""
         stages = self.given.stages(self.children).stages
+        self.agree([unit for stage in stages for unit in stage.units])
         if self.plan.budget is None:
             return self.given
         situation = Situation.current(stages, input)
@@ -114,6 +117,13 @@ class Runner:
             return self.planned[situation]
         self.planned.move_to_end(known)
         return self.planned[known]
+
+    def agree(self, units: Sequence[Any]) -> None:
+        """Follow the plan that all processes follow which parameters are sharded over."""
+        if units and not self.agreed:
+            self.agreed = True
+            plan = agreed(self.plan, units)
+            self.given = self.given if plan == self.plan else Planned(plan)
 
     def covering(self, situation: Situation) -> Situation | None:
         """Return a call with larger inputs that there is a plan for, once there are many plans."""

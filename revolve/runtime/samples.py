@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from revolve.storage.boundary import tensors_of
 from .exceptions import MeasurementError
 from .stages import is_plain_sequential
 
-__all__ = ["Arguments", "arguments_of", "check_layouts", "opaque_leaves"]
+__all__ = ["Arguments", "GivenCall", "arguments_of", "check_layouts", "opaque_leaves"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,6 +27,13 @@ CONSTANT = (
     *(torch.Tensor, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+class GivenCall(NamedTuple):
+    """A sample that is the positional and the keyword arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def arguments_of(model: nn.Module, sample: Any) -> Arguments:
@@ -41,6 +48,8 @@ def arguments_of(model: nn.Module, sample: Any) -> Arguments:
         If it has tensors of a layout whose bytes cannot be counted.
     """
     check_layouts(sample)
+    if isinstance(sample, GivenCall):
+        return sample.args, sample.kwargs
     if not is_plain_sequential(model):
         if type(sample) is tuple:
             return sample, {}

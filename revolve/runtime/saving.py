@@ -180,12 +180,16 @@ class Packer:
                 return position
         return -1
 
-    def empty(self) -> None:
-        """Free what the holders keep."""
-        for reference in self.holders:
+    def empty(self, start: int = 0) -> None:
+        """Free what the holders keep, from some position on."""
+        for reference in self.holders[start:]:
             holder = reference()
             if holder is not None:
                 holder.kept = None
+
+    def forget(self, start: int) -> None:
+        """Leave the holders from some position on alone: they keep what they have, and nothing fills them again."""
+        del self.holders[start:], self.signatures[start:]
 
     def record(
         self, owner: Owner, *, keep: Keep | None, temporary: Container[int] = ()

@@ -16,7 +16,7 @@ from .attributes import Spots
 from .exceptions import ModelError, PlanMismatch
 from .generators import KINDS, Source, sources_of
 from .reaching import reach
-from .sharding import units_of
+from .sharding import gathered_parameters, units_of
 from .sights import Sight
 from .tables import Contents, Place, Table
 
@@ -68,12 +68,23 @@ class StageModule:
         """Return this stage glued to the one after it."""
         return StageModule(f"{self.name}+{following.name}", self.functions + following.functions)
 
-    def as_called(self, functions: tuple[Callable[[Any], Any], ...]) -> StageModule:
-        """Return this stage of modules as functions that call them; it has no loose tensors yet."""
+    def as_called(
+        self, functions: tuple[Callable[[Any], Any], ...], activation: Callable[[Any], Any] | None = None
+    ) -> StageModule:
+        """Return this stage of modules as functions that call them; it has no loose tensors yet.
+
+        ``activation`` maps its output to what of it counts as the next stage's input, if not all does.
+        """
         twin = StageModule(self.name, functions)
-        shared = {name: getattr(self, name) for name in ("modules", "units", "tables", "known", "hidden_sources")}
-        twin.__dict__.update(shared, loose=(), loose_functions=())
+        names = ("modules", "units", "stops_early", "tables", "known", "hidden_sources")
+        shared = {name: getattr(self, name) for name in names}
+        twin.__dict__.update(shared, loose=(), loose_functions=(), activation=activation or self.activation)
         return twin
+
+    @cached_property
+    def activation(self) -> Callable[[Any], Any]:
+        """Return what of an output counts as the next stage's input: all of it."""
+        return lambda output: output
 
     def add_loose(self, tensors: Sequence[torch.Tensor]) -> None:
         """Add tensors that functions of the stage use outside of modules."""
@@ -118,8 +129,7 @@ class StageModule:
         spots = self.known.spots
         values = None if spots is None else spots.read()
         if spots is None or values is None:
-            modules = () if self.units else self.modules  # FSDP keeps books of its own there
-            spots = self.known.spots = Spots([vars(module) for module in modules], 2 * len(self.modules))
+            spots = self.known.spots = Spots([vars(module) for module in self.modules], 2 * len(self.modules))
             values = spots.read() or []
         return spots, values
 
@@ -132,7 +142,7 @@ class StageModule:
 
     @cached_property
     def stops_early(self) -> bool:
-        """Whether a rebuild may end where the last tensor is saved: FSDP must see a stage's end."""
+        """Whether a rebuild may end where the last tensor is saved: FSDP must see the end of units inside."""
         return not self.units
 
     @cached_property
@@ -147,9 +157,7 @@ class StageModule:
 
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
-        attributes = (
-            [a for module in self.modules for a in vars(module).values()] if self.units else self.attributes()[1]
-        )
+        attributes = self.attributes()[1]
         if KINDS.keys().isdisjoint(map(type, attributes)):
             return self.hidden_sources
         return [*self.hidden_sources, *sources_of(attributes)]
@@ -167,7 +175,7 @@ class StageModule:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""
-        found: list[torch.Tensor | None] = [*self.loose]
+        found: list[torch.Tensor | None] = [*self.loose, *gathered_parameters(self.units)]
         for module in self.modules:
             found += module._parameters.values()
             found += module._buffers.values()

@@ -30,10 +30,15 @@ class Surroundings(NamedTuple):
         Time of all that is no stage.
     phases
         Of the trace, each by the mark that ends it: ("start", i) and ("end", i) of a stage's run, ("back", i) and
-        ("backed", i) of its backward, and ("done", 0).
+        ("backed", i) of its backward, and ("done", 0). Where a stage makes several calls: ("ran", i) behind one of
+        them, ("pause", i) before the next, and in backward ("turned", i) and ("between", i); of those that come
+        several times, the one with the highest peak.
     copies
         Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense, and of
         those that come for what leaves the stage beside its output.
+    gradients
+        Bytes of the elements of the gradients that each stage's backward begins with: fewer than the chain's where its
+        output is a view of a larger storage.
     """
 
     stages: list[StageModule]
@@ -42,6 +47,7 @@ class Surroundings(NamedTuple):
     seconds: float
     phases: dict[tuple[str, int], Phase]
     copies: dict[int, int]
+    gradients: dict[int, int]
 
     def around(self, chain: Chain) -> Chain:
         """Return a chain with the peaks and times of a whole step."""
@@ -59,23 +65,29 @@ class Surroundings(NamedTuple):
         return replace(chain, stages=tuple(stages), loss_extra=extra, loss_time=self.seconds)
 
     def going(self, chain: Chain, index: int) -> tuple[int, int]:
-        """Return bytes held besides a stage's input at its beginning, and the peak behind it besides what it leaves."""
+        """Return bytes held besides a stage's input at its beginning, and the peak in and behind it besides its output.
+
+        In it, since modules beside the chain may run between its calls.
+        """
         held = chain.activation_bytes(index) if index else 0
         start = max(0, self.phases["start", index].end - held)
-        if index + 1 == len(chain):
-            return start, 0
-        return start, max(0, self.phases["start", index + 1].peak - held - chain.activation_bytes(index + 1))
+        peaks = [self.phases[mark].peak for mark in (("pause", index), ("start", index + 1)) if mark in self.phases]
+        return start, max(0, max(peaks, default=0) - held - chain.activation_bytes(index + 1))
 
     def returning(self, chain: Chain, index: int) -> int:
         """Return bytes held when a backward pass comes to a stage, besides its gradient and the chain's output."""
         phase = self.phases.get(("back", index))
         output = chain.activation_bytes(len(chain))
-        return max(0, phase.end - chain.activation_bytes(index + 1) - output) if phase else 0
+        gradient = min(chain.activation_bytes(index + 1), self.gradients.get(index, 0))
+        return max(0, phase.end - gradient - output) if phase else 0
 
     def return_from(self, chain: Chain, index: int, returning: int) -> Stage:
         """Return a stage whose backward has what is held then, copies its gradient, and ends with what follows."""
         stage, output = chain.stages[index], chain.activation_bytes(len(chain))
         extra = stage.backward_extra + returning + self.copies.get(index, 0)
+        between = self.phases.get(("between", index))
+        if between:
+            extra = max(extra, between.peak - output - chain.activation_bytes(index + 1))
         follows = self.phases.get(("back", index - 1))
         if follows:
             extra = max(extra, follows.peak - output - chain.activation_bytes(index + 1) - stage.saved_bytes)

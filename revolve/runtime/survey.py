@@ -18,19 +18,22 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.storage.boundary import cut, map_tensors, tensors_of
 
-from .allocations import Tracer, trace_allocations
+from .allocations import Phase, Tracer, trace_allocations
 from .bench import run_loss, step_clock
 from .detours import Detour, Lost, is_dense
 from .exceptions import ModelError
-from .following import Follower, StandIn
+from .following import Follower
 from .gradients import GradientLayout
 from .modes import Modes
-from .parts import PartCall
 from .samples import Arguments
+from .saving import key_of
+from .segments import Slot, Track
 from .stages import StageModule
 from .surroundings import Surroundings
 
 __all__ = ["survey"]
+
+REPEATED = ("between", "pause")  # marks that a stage may have several of: the phase with the highest peak counts
 
 
 def survey(
@@ -63,7 +66,6 @@ def survey(
     first, traced, timed = (Surveyor(model, stages, device) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()
-    trail.note_extras()
     traced.layouts = timed.layouts = trail.layouts
     given = arguments()
     clear_gradients(model)
@@ -77,8 +79,12 @@ def survey(
     seconds = max(0.0, step_clock(device) - start - timed.stage_seconds)
     for parameter in model.parameters():
         parameter.grad = None
-    phases = dict(zip(traced.labels, traced.tracer.phases, strict=True))
-    return Surroundings(trail.called(stages), trail.value, trail.modes, seconds, phases, traced.copies)
+    phases: dict[tuple[str, int], Phase] = {}
+    for label, phase in zip(traced.labels, traced.tracer.phases, strict=True):
+        if label[0] not in REPEATED or label not in phases or phase.peak > phases[label].peak:
+            phases[label] = phase
+    called, copies, gradients = trail.called(stages), traced.copies, traced.gradients
+    return Surroundings(called, trail.value, trail.modes, seconds, phases, copies, gradients)
 
 
 def clear_gradients(model: nn.Module) -> None:
@@ -90,10 +96,8 @@ def clear_gradients(model: nn.Module) -> None:
 def run_step(model: nn.Module, surveyor: Surveyor, arguments: Arguments, loss: Callable[[Any], torch.Tensor]) -> None:
     """Run a step; output and loss live to its end, as a caller's."""
     with ExitStack() as stack:
-        for module in dict.fromkeys(surveyor.found):
-            stand_in = StandIn(module, surveyor)
-            stack.callback(stand_in.take_off)
-            stand_in.put_on()
+        stack.callback(surveyor.take_off)
+        surveyor.put_on()
         stack.enter_context(torch.enable_grad())
         output = model(*arguments[0], **arguments[1])
         _result = run_loss(loss, output)
@@ -132,7 +136,7 @@ class Surveyor(Follower):
     def __init__(self, model: nn.Module, stages: Sequence[StageModule], device: torch.device) -> None:
         self.stages = stages
         self.found: list[Any] = [module for stage in stages for module in stage.functions]
-        super().__init__(self.found)
+        super().__init__(model, self.found)
         self.device = device
         paths = {module: path for path, module in model.named_modules()}
         self.names = [paths[module] for module in self.found]
@@ -141,6 +145,7 @@ class Surveyor(Follower):
         self.tracer: Tracer | None = None
         self.labels: list[tuple[str, int]] = []
         self.copies: dict[int, int] = {}
+        self.gradients: dict[int, int] = {}
         self.leaks: list[int] = []
         self.stage_seconds = 0.0
         self.layouts: list[GradientLayout] | None = None
@@ -149,7 +154,7 @@ class Surveyor(Follower):
 
     def begin(self, arguments: Arguments) -> SurveyTrail:
         """Begin a pass."""
-        self.trails.append(SurveyTrail(self))
+        self.trails.append(SurveyTrail(self, arguments))
         return self.trails[-1]
 
     def mark(self, kind: str, stage: int) -> None:
@@ -172,13 +177,13 @@ class Surveyor(Follower):
                 "and a plan covers one; call revolve.checkpointed on the module that is called again, with a budget "
                 "for one of its calls"
             )
-        (trail,) = self.trails or [SurveyTrail(self)]
-        if trail.position < len(self.names):
+        position = self.trails[0].position if self.trails else 0
+        if position < len(self.names):
             raise ModelError(
-                f"the model did not call {self.names[trail.position]!r} as it did when it was recorded (does it leave "
+                f"the model did not call {self.names[position]!r} as it did when it was recorded (does it leave "
                 "out modules at random?); switch that off"
             )
-        return trail
+        return self.trails[0]
 
 
 class SurveyTrail:
@@ -192,63 +197,89 @@ class SurveyTrail:
         Those of its first call.
     """
 
-    def __init__(self, surveyor: Surveyor) -> None:
+    def __init__(self, surveyor: Surveyor, arguments: Arguments) -> None:
         self.surveyor = surveyor
         self.position = 0
-        self.parts: list[PartCall] = []
-        self.value: Any = None
+        paths = iter(surveyor.names)
+        self.track = Track([[next(paths) for _ in stage.functions] for stage in surveyor.stages])
+        self.track.begin(arguments)
+        self.value = cut(self.track.value)
         self.modes = Modes.current([surveyor.device])
         self.layouts = [*(surveyor.layouts or ())]
         self.lost: list[weakref.ref[Lost]] = []  # of the last call
         self.turns: list[Turn] = []
-
-    def note_extras(self) -> None:
-        """Let every call give what it was asked gradients for, also where the next call does not take it."""
-        for number, (part, turn) in enumerate(zip(self.parts, self.turns, strict=True)):
-            if part.picks is not None:
-                part.extras = [position for position in turn.reached if position not in part.picks]
-            if number not in self.surveyor.begins:
-                before = self.parts[number - 1]
-                part.inherited = len(before.extras) + before.inherited
+        self.begun = False  # the present stage has
+        self.leaving: set[tuple[int, int]] = set()  # stage and number of what outlives its stage
 
     def called(self, stages: Sequence[StageModule]) -> list[StageModule]:
-        """Return the stages as functions of their input alone."""
-        waiting = iter(self.parts)
-        called = [stage.as_called(tuple(next(waiting) for _ in stage.functions)) for stage in stages]
-        for stage in called:
-            for part in stage.functions:
-                stage.add_loose(part.side)  # type: ignore[attr-defined]
-            for tensor in stage.loose:  # its gradient is one of the surroundings
-                tensor.existing = True  # type: ignore[attr-defined]
+        """Return the stages as functions of their input alone, that give what leaves the chain besides."""
+        for turn in self.turns:
+            self.leaving |= {(turn.stage, turn.made + position) for position in turn.reached}
+        called = []
+        for number, (stage, segment) in enumerate(zip(stages, self.track.segments, strict=True)):
+            segment.give_besides(n for owner, n in sorted(self.leaving) if owner == number)
+            called.append(stage.as_called((segment,), segment.activation))
+            called[-1].add_loose(segment.side)
+        seen: set[int] = set()
+        for segment in reversed(self.track.segments):
+            for tensor in segment.side:  # its gradient is one of the surroundings, from when the last stage has made it
+                tensor.passing, tensor.existing = True, key_of(tensor) in seen  # type: ignore[attr-defined]
+            seen |= {key_of(tensor) for tensor in segment.side}
         return called
 
-    def call(self, forward: Callable[..., Any], arguments: Arguments, linked: Mapping[int, int]) -> Any:
-        """Make the next call and keep nothing of it."""
-        surveyor, number = self.surveyor, self.position
-        part = PartCall(surveyor.names[number])
-        value, picks = part.bind(forward, arguments, linked)
-        if number:
-            self.parts[-1].picks = picks
+    def begin_step(self) -> None:
+        """Mark what lies before a call: the beginning of a stage, or a pause in it, in which others may run."""
+        self.surveyor.mark("pause" if self.begun else "start", self.track.stage)
+        self.begun = True
+
+    def function(self, function: Callable[..., Any], arguments: Arguments) -> Any:
+        """Call a function before the next module; what it saves is lost, and its own backward runs on zeros."""
+        if not any(map(self.track.place, tensors_of(arguments))):
+            return function(*arguments[0], **arguments[1])
+        self.begin_step()
+        step = self.track.bind(function, arguments)
+        start = step_clock(self.surveyor.device)
+        with saved_tensors_hooks(self.lose, Lost.zeros):
+            output = function(*arguments[0], **arguments[1])
+        self.surveyor.stage_seconds += step_clock(self.surveyor.device) - start
+        self.lost = []
+        if self.track.foreign(arguments):
+            self.track.forget()
         else:
-            self.value = cut(value)
-        self.parts.append(part)
-        self.position += 1
-        if number in surveyor.begins:
-            surveyor.mark("start", surveyor.begins[number])
+            self.track.note(step, arguments, output, module=False)
+        self.surveyor.mark("ran", self.track.stage)
+        return output
+
+    def call(self, forward: Callable[..., Any], arguments: Arguments) -> Any:
+        """Make the next call and keep nothing of it."""
+        surveyor, number, track = self.surveyor, self.position, self.track
+        self.begin_step()
+        step = track.bind(forward, arguments)
+        given = tensors_of(arguments)
+        passed = {id(leaf): tensor for leaf, tensor in zip(step.leaves(), given, strict=True) if leaf is not None}
+        made = iter([self.as_made(tensor) for leaf, tensor in zip(step.leaves(), given, strict=True) if leaf is None])
         start = step_clock(surveyor.device)
-        output = self.run(forward, part.arguments(map_tensors(self.as_made, value)), arguments)
+        output = self.run(forward, map_tensors(lambda _: next(made), step.template, Slot), arguments)
         surveyor.stage_seconds += step_clock(surveyor.device) - start
-        others = [tensor for tensor in tensors_of(arguments) if id(tensor) not in linked]
-        passed = {id(side): tensor for side, tensor in zip(part.side, others, strict=True)}
-        detour = Turn(surveyor, number, self.layouts[number])
-        self.turns.append(detour)
-        inputs = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad]
-        output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), detour.apply(output, passed, inputs))
+        turn = Turn(surveyor, number, self.layouts[number], track.stage, step.made)
+        self.turns.append(turn)
+        inputs = [tensor for tensor in given if tensor.requires_grad]
+        output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), turn.apply(output, passed, inputs))
         surveyor.leaks.append(sum(left.nbytes for reference in self.lost if (left := reference()) is not None))
         self.lost = []
+        track.note(step, arguments, output, module=True)
+        self.position += 1
         if number in surveyor.ends:
             surveyor.mark("end", surveyor.ends[number])
+            self.leaving |= {(track.stage, place.number) for place in track.given_by_functions()}
+            track.advance()
+            self.begun = False
+        else:
+            surveyor.mark("ran", track.stage)
         return output
+
+    def end(self) -> None:
+        """Do nothing: whether all was called is asked later."""
 
     def run(self, forward: Callable[..., Any], arguments: Arguments, given: Arguments) -> Any:
         """Run a call that keeps nothing; the first time, see how the gradients lie that its backward gives."""
@@ -262,7 +293,7 @@ class SurveyTrail:
         output = forward(*args, **kwargs)
         if len(tensors_of(arguments)) != before:
             raise ModelError(
-                f"stage {self.surveyor.names[self.position - 1]!r} puts tensors into a list or dict that it is called "
+                f"stage {self.surveyor.names[self.position]!r} puts tensors into a list or dict that it is called "
                 "with, or takes them out, which cannot be done again; let it return them"
             )
         self.layouts.append(GradientLayout.probe(output, inputs))
@@ -288,6 +319,8 @@ class Turn:
 
     Attributes
     ----------
+    stage, made
+        Its stage, and the number there of its first output.
     positions
         Of the tensors in the call's output that hang on the inputs.
     reached
@@ -297,6 +330,8 @@ class Turn:
     surveyor: Surveyor
     number: int
     layout: GradientLayout
+    stage: int
+    made: int
     positions: Sequence[int] = ()
     reached: Sequence[int] = ()
 
@@ -323,8 +358,13 @@ class Turn:
             summed = len(self.reached) > 1  # what they share inside of the stage gets one added to the other
             copied = [g for g in gradients if g is not None and (summed or not is_dense(g))]
             surveyor.copies[stage] = leaks + sum(g.nbytes for g in copied)
+            surveyor.gradients[stage] = sum(g.nbytes for g in gradients if g is not None)
             surveyor.mark("back", stage)
+        else:
+            surveyor.mark("between", self.stage)
         zeros = self.layout.make()
         if self.number in surveyor.begins:
             surveyor.mark("backed", surveyor.begins[self.number])
+        else:
+            surveyor.mark("turned", self.stage)
         return zeros

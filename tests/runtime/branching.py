@@ -152,6 +152,64 @@ class UNet(nn.Module):
         return self.last(torch.cat([a, self.up(b)], 1))
 
 
+class DenseLists(nn.Module):
+    """A dense block that keeps a list of features and concatenates them for every layer."""
+
+    def __init__(self, growth: int = 6, layers: int = 5) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, growth, 3, padding=1), nn.Sigmoid()
+        self.layers = nn.ModuleList(nn.Conv2d(growth * (i + 1), growth, 3, padding=1) for i in range(layers))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(growth * (i + 1)) for i in range(layers))
+        self.head = nn.Conv2d(growth * (layers + 1), 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            features.append(functional.dropout(layer(self.act(norm(torch.cat(features, 1)))), 0.1, self.training))
+        return self.head(torch.cat(features, 1))
+
+
+class Branches(nn.Module):
+    """Branches beside one another that are fused again and again, as in an HRNet; the fusing layers are few bytes."""
+
+    def __init__(self, width: int = 8, times: int = 2) -> None:
+        super().__init__()
+        self.start, self.down = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, 2, 1)
+        branch = lambda: nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU())  # noqa: E731
+        self.high = nn.ModuleList(branch() for _ in range(times))
+        self.low = nn.ModuleList(branch() for _ in range(times))
+        self.mix = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(times))
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        high = self.start(x)
+        low = self.down(high)
+        for upper, lower, mix in zip(self.high, self.low, self.mix, strict=True):
+            high, low = upper(high), lower(low)
+            high, low = high + self.up(mix(low)), low + functional.avg_pool2d(high, 2)
+        return high, low
+
+
+class Shortcuts(nn.Module):
+    """Residual blocks whose shortcut has a layer of its own, called last, and which work in place."""
+
+    def __init__(self, width: int = 8, blocks: int = 3) -> None:
+        super().__init__()
+        self.start = nn.Conv2d(3, width, 3, padding=1)
+        parts = lambda: nn.ModuleList(nn.Conv2d(width, width, size, padding=size // 2) for size in (3, 3, 1))  # noqa: E731
+        self.blocks = nn.ModuleList(parts() for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * blocks))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        for number, (first, second, shortcut) in enumerate(self.blocks):
+            y = second(self.act(self.norms[2 * number](first(x))))
+            y += self.norms[2 * number + 1](shortcut(x))
+            x = self.act(y)
+        return x
+
+
 class Layers(nn.Module):
     """Layers, and functions of the model and of what goes on before each."""
 
@@ -181,6 +239,9 @@ NETWORKS = {
     "encoder and decoder": (EncoderDecoder, lambda: (normal(256, 24), normal(256, 24) * 0.5)),
     "shared": (Shared, lambda: normal(256, 24)),
     "u-net": (UNet, lambda: normal(4, 3, 24, 24)),
+    "dense lists": (DenseLists, lambda: normal(4, 3, 24, 24)),
+    "branches": (Branches, lambda: normal(4, 3, 24, 24)),
+    "shortcuts": (Shortcuts, lambda: normal(4, 3, 24, 24)),
 }
 
 

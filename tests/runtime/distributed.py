@@ -16,6 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.parallel import DistributedDataParallel
 
 import revolve
+from revolve import Backward, Loss, Save
 from revolve.runtime.sharding import is_sharded
 
 
@@ -143,6 +144,29 @@ def test_fsdp_gathers_few_blocks_at_a_time():
         assert max(most) <= 2, most
 
 
+class Whole(nn.Sequential):
+    """One stage, as what is to be sharded has to be."""
+
+
+def test_fsdp_formats():
+    """Saved activations are kept in a coarse format, gathered weights are not."""
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(*(Whole(nn.Linear(16, 16), nn.Tanh()) for _ in range(4)))
+
+    chain = revolve.measure(build(), batch(), formats=("dense", "int8"))
+    actions = [*(Save(i, "int8") for i in range(4)), Loss(), *map(Backward, range(3, -1, -1))]
+    plan = revolve.Plan.from_actions(chain, actions)
+    whole, sharded = revolve.checkpointed(build(), plan), revolve.checkpointed(fsdp()(build(), None), plan)
+    for _ in range(2):
+        for model in (whole, sharded):
+            model.zero_grad()
+            square(model(batch())).backward()
+        for ours, theirs in zip(sharded.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(ours.grad.full_tensor(), theirs.grad)
+
+
 def test_fsdp_is_measured_before():
     model = blocks()
     chain = revolve.measure(model, batch())
@@ -152,6 +176,13 @@ def test_fsdp_is_measured_before():
         revolve.measure(model, batch())
     with pytest.raises(revolve.RevolveError, match="the plan was made for another model"):
         revolve.checkpointed(model, revolve.solve(chain).plan("1GB"))  # it cuts through sharded modules
+
+
+def test_fsdp_agrees_on_a_plan():
+    expected = train(fsdp()(blocks(), None))
+    found = train(fsdp()(blocks(), PLANNERS["forgetful" if dist.get_rank() else "loose"]))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 class Piece(nn.Module):
@@ -209,16 +240,17 @@ def test_zero_bubble_pipeline():
     compare_pipelines(ScheduleInterleavedZeroBubble, 2)
 
 
-def main() -> None:
+def main(scenarios) -> None:
+    """Run what the command line names."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for name in sys.argv[1:]:
-        globals()[name]()
+        scenarios[name]()
         dist.barrier()
         print(f"passed {name}", flush=True)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

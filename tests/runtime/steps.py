@@ -89,7 +89,11 @@ def tight_plan(model: nn.Sequential, slack: int = 0) -> Plan:
 
 def forgetful_plan(model: nn.Sequential) -> Plan:
     """Return a plan that keeps nothing: every stage is run again from the input."""
-    chain = named_chain(model)
+    return forgetful(named_chain(model))
+
+
+def forgetful(chain: Chain) -> Plan:
+    """Return the plan of a chain that keeps nothing."""
     last = len(chain) - 1
     actions: list[Any] = [*map(Forward, range(last + 1)), Loss()]
     for index in range(last, -1, -1):

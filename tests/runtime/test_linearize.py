@@ -10,9 +10,10 @@ from branching import NETWORKS, ResidualNet, make, normal
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from twins import assert_equal, run
 
 import revolve
-from revolve.runtime.exceptions import MeasurementError, ModelError
+from revolve.runtime.exceptions import MeasurementError, ModelError, RecomputeError
 
 
 def names(model, sample):
@@ -54,12 +55,22 @@ def test_a_sequential_and_a_module_around_it(name):
 
 
 EXPECTED = {
-    "residual": ["conv", "bn+relu", "layers.0", "layers.1", "layers.2", "pool"],
-    "dense": ["stem", "block.0", "block.1", "block.2", "block.3", "norm"],
-    "transformer": ["blocks.0", "blocks.1", "blocks.2", "blocks.3", "norm", "head"],
-    "encoder and decoder": ["start", "decode.0", "decode.1", "decode.2"],
+    "residual": ["conv", "bn+relu", "layers.0", "layers.1", "layers.2", "pool", "fc"],
+    "dense": ["stem", "block.0", "block.1", "block.2", "block.3", "norm", "head"],
+    "transformer": ["embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "norm", "head"],
+    "encoder and decoder": ["encode.0", "encode.1", "start", "decode.0", "decode.1", "decode.2"],
     "shared": ["first", "layer", "layer", "layer", "layer", "last"],
-    "u-net": ["down1", "act", "pool", "down2", "act", "middle", "act", "up"],
+    "u-net": ["down1", "act", "pool", "down2", "act", "middle", "act", "up", "last"],
+    "dense lists": ["stem", *(f"{name}{i}" for i in range(5) for name in ("norms.", "act:", "layers.")), "head"],
+    "branches": [
+        *("start", "down", "high.0.0", "high.0.1", "high.0.2", "low.0.0", "low.0.1", "low.0.2", "mix.0", "up"),
+        *("high.1.0", "high.1.1", "high.1.2", "low.1.0", "low.1.1", "low.1.2", "mix.1", "up"),
+    ],
+    "shortcuts": [
+        *("start", "blocks.0.0", "norms.0+act", "blocks.0.1+blocks.0.2+norms.1+act"),
+        *("blocks.1.0", "norms.2+act", "blocks.1.1+blocks.1.2+norms.3+act"),
+        *("blocks.2.0", "norms.4+act", "blocks.2.1+blocks.2.2+norms.5+act"),
+    ],
 }
 
 
@@ -67,7 +78,8 @@ EXPECTED = {
 def test_stages(name):
     model, sample = make(name)
     stages = revolve.linearize(model, sample)
-    assert [stage.name for stage in stages] == EXPECTED[name]
+    assert [stage.name for stage in stages] == [path.split(":")[0] for path in EXPECTED[name]]
+    assert stages.coverage > (0.85 if name == "branches" else 0.99)  # the last GELU is no call's input
     modules = dict(model.named_modules())
     for stage in stages:
         assert list(stage.functions) == [modules[path] for path in stage.name.split("+")]
@@ -117,17 +129,79 @@ def test_nothing_between():
     assert names(Steps(lambda model, x: x), normal(6, 8)) == [f"layers.{index}" for index in range(4)]
 
 
+EVERY = [f"layers.{index}" for index in range(5)]
+GLUED = ["layers.0", "layers.1+layers.2", "layers.3", "layers.4"]
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (lambda model, x: x * 1.0, EVERY),
+        (lambda model, x: torch.cat([x, x], 1)[:, 4:12], EVERY),
+        (lambda model, x: x.view(6, 8), EVERY),
+        (lambda model, x: x.detach().requires_grad_(), EVERY),
+        (lambda model, x: x.add_(1.0), GLUED),  # the same tensor, changed: it cannot be kept between the stages
+        (lambda model, x: functional.relu(x, inplace=True), GLUED),
+    ],
+)
+def test_functions_between_two_calls_belong_to_the_second(between, expected):
+    model = Steps(between, depth=5)
+    assert names(model, normal(6, 8)) == expected
+    assert_planned_as_plain(model, normal(6, 8))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
 @pytest.mark.parametrize(
     "between",
     [
-        lambda model, x: x * 1.0,
-        lambda model, x: x.add_(1.0),  # the same tensor object, changed
-        lambda model, x: x.view(6, 8),
-        lambda model, x: x.detach().requires_grad_(),
+        lambda model, x: Doubled.apply(x),  # nothing is seen of it
+        lambda model, x: torch.func.vmap(torch.sin)(x),
+        lambda model, x: torch.bernoulli(x.sigmoid().detach(), generator=torch.Generator().manual_seed(1)) * x.sum(),
+        lambda model, x: filled(x),
     ],
 )
-def test_what_breaks_a_chain(between):
-    assert names(Steps(between, depth=5), normal(6, 8)) == ["layers.2", "layers.3", "layers.4"]
+def test_functions_that_cannot_be_called_again_are_left_outside(between):
+    model = Steps(between, depth=5)
+    found = revolve.linearize(model, normal(6, 8))
+    assert len(found) >= 3
+    assert_planned_as_plain(model, normal(6, 8))
+
+
+def test_a_backward_pass_in_the_forward():
+    model = Steps(lambda model, x: torch.autograd.grad((x * x).sum(), x, create_graph=True)[0], depth=5)
+    with pytest.raises(ModelError, match="runs a backward pass in its own forward"):
+        revolve.linearize(model, normal(6, 8))
+
+
+def filled(x):
+    """Write into a tensor that comes from nowhere, and read it."""
+    buffer = torch.zeros(6, 16)
+    buffer[:, :8] = x.sin()
+    buffer[:, 8:] = x.cos()
+    return buffer[:, :8] * buffer[:, 8:]
+
+
+def assert_planned_as_plain(model, sample):
+    plain = copy.deepcopy(model)
+    frontier = revolve.solve(revolve.measure(model, sample))
+    for peak in {frontier.smallest, int(frontier.peaks[len(frontier.peaks) // 2])}:
+        revolve.checkpointed(model, frontier.plan(peak))
+        model.zero_grad()
+        plain.zero_grad()
+        assert_equal(run(model, sample), run(plain, sample))
+        report = revolve.verify(model, sample, repeats=1)
+        assert report.exact
+        assert report.kept, f"{report.measured_peak} bytes measured, {report.predicted_peak} predicted"
+        revolve.restore(model)
 
 
 def test_a_chain_never_begins_in_place():
@@ -171,10 +245,11 @@ def test_a_container_that_leaps_over_a_child_stays_closed():
     assert names(Model(), normal(6, 8)) == ["start", *(f"layers.{index}" for index in range(3))]
 
 
-def test_hooks_that_change_an_output_break_the_chain():
+def test_hooks_that_change_an_output_belong_to_the_next_stage():
     model = Steps(lambda model, x: x, depth=5)
     model.layers[1].register_forward_hook(lambda module, inputs, output: output * 2)
-    assert names(model, normal(6, 8)) == ["layers.2", "layers.3", "layers.4"]
+    assert names(model, normal(6, 8)) == EVERY
+    assert_planned_as_plain(model, normal(6, 8))
 
 
 class Cache:
@@ -235,3 +310,25 @@ def test_no_chain(model, message):
 def test_a_sample_that_does_not_fit():
     with pytest.raises(MeasurementError, match="stage 'ResidualNet' cannot be run on its input"):
         revolve.linearize(ResidualNet(), normal(4, 2, 24, 24))
+
+
+def in_a_view(x):
+    half = x[:, :4]
+    doubled = x * 2
+    half += 1  # a view: x changes as well
+    return torch.cat([half, doubled[:, 4:]], 1) + x
+
+
+def test_functions_that_change_a_view_of_what_an_earlier_stage_gave():
+    model = Steps(lambda model, x: in_a_view(x), depth=5)
+    assert names(model, normal(6, 8)) == GLUED
+    assert_planned_as_plain(model, normal(6, 8))
+
+
+def test_what_a_stage_takes_and_changes_in_a_later_step_is_an_error():
+    model = Steps(lambda model, x: x * 2, depth=5)
+    frontier = revolve.solve(revolve.measure(model, normal(6, 8)))
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    model.between = lambda model, x: in_a_view(x)
+    with pytest.raises(RecomputeError, match=r"what 'layers.2' takes of the stage before it is changed in place"):
+        model(normal(6, 8))

@@ -1,0 +1,78 @@
+"""Sees the functions of torch that a model's own forward calls between its modules: ``torch.cat``, ``x + y`` ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .samples import Arguments, opaque_leaves
+
+__all__ = ["Function", "Glue", "name_of", "recordable", "suspended", "transforming"]
+
+Function = Callable[..., Any]
+
+# They run backward passes, whose graph is another one when they are called again.
+DIFFERENTIATING = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+
+
+class Glue(TorchFunctionMode):
+    """A context in which every function of torch goes through :meth:`take`.
+
+    Inside of custom autograd functions, compiled code and C++ nothing is seen.
+    """
+
+    def take(self, function: Function, arguments: Arguments) -> Any:
+        """Run a function and return what it returns."""
+        return function(*arguments[0], **arguments[1])
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Take a function over."""
+        return self.take(func, (args, kwargs or {}))
+
+
+@contextmanager
+def suspended(mode: Glue | None) -> Iterator[None]:
+    """Hand no functions over in this block; other modes stay as they are, also those entered since."""
+    above: list[Any] = []
+    depth = torch._C._len_torch_function_stack()
+    position = next((n for n in reversed(range(depth)) if torch._C._get_function_stack_at(n) is mode), None)
+    if position is None:
+        yield
+        return
+    move(above, depth - position)
+    try:
+        for other in reversed(above[:-1]):
+            torch._C._push_on_torch_function_stack(other)
+        yield
+    finally:
+        for _ in above[:-1]:
+            torch._C._pop_torch_function_stack()
+        for other in reversed(above):
+            torch._C._push_on_torch_function_stack(other)
+
+
+def move(above: list[Any], count: int) -> None:
+    """Take modes from the stack."""
+    for _ in range(count):
+        above.append(torch._C._pop_torch_function_stack())
+
+
+def recordable(function: Function, arguments: Arguments) -> bool:
+    """Whether a function can be called again later, to do the same: it takes nothing that may change unnoticed."""
+    return function not in DIFFERENTIATING and not transforming() and next(opaque_leaves(arguments), None) is None
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func is going on, whose tensors are none of the model's."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def name_of(function: Function) -> str:
+    """Name a function in an error message."""
+    return str(getattr(function, "__name__", function))

@@ -1,0 +1,149 @@
+"""One forward pass of a model that calls its stages itself, as the first run of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from revolve.storage.boundary import tensors_of, version_of
+
+from .exceptions import ModelError
+from .executor import Run
+from .program import Program
+from .samples import Arguments, opaque_leaves
+from .saving import Kept, hooked
+from .segments import Step, Track
+from .stages import StageModule
+from .state import Habits
+
+__all__ = ["PlannedTrail"]
+
+
+class PlannedTrail:
+    """One forward pass by a plan: the model calls the stages, and the run is told of each.
+
+    Parameters
+    ----------
+    stages, paths
+        The stages, and the paths of the modules that each calls.
+    program, habits
+        The schedule, and what earlier runs saw the stages do.
+    arguments
+        Of the first call.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StageModule],
+        paths: Sequence[Sequence[str]],
+        program: Program,
+        habits: Habits,
+        arguments: Arguments,
+    ) -> None:
+        self.track = Track(paths)
+        self.track.begin(arguments)
+        segments = self.track.segments
+        called = [stage.as_called((segment,)) for stage, segment in zip(stages, segments, strict=True)]
+        self.run = Run(called, program, habits)
+        self.run.begin(self.track.value, apart=True)
+        self.run.watching.look()
+        self.position = 0
+        self.open()
+
+    def open(self) -> None:
+        """Begin the next stage: what runs from now on belongs to it."""
+        self.first = self.run.open()
+        self.behind = self.run.watching.states  # of the generators, behind the step before
+        self.versions: list[int] = []  # of the tensors that the stage takes from elsewhere
+
+    def call(self, forward: Callable[..., Any], arguments: Arguments) -> Any:
+        """Call the next module, as part of a stage's first run."""
+        run, segment = self.run, self.track.segment
+        check_opaque(segment.calls[segment.called], arguments)
+        step = self.bind(forward, arguments)
+        if not segment.called:
+            self.track.check()
+            self.value = self.track.value
+            run.receive(self.first, self.value)
+        self.first.state.loose = self.versions
+        with self.first.hooks:
+            output = forward(*arguments[0], **arguments[1])
+        self.note(step, arguments, output, module=True)
+        self.position += 1
+        if segment.called == len(segment.calls):
+            run.leave(self.first, self.value, output)
+            del self.value, self.first
+            self.track.advance()
+            if len(run.states) < len(run.stages):
+                self.open()
+            else:
+                run.finish(None)
+        return output
+
+    def function(self, function: Callable[..., Any], arguments: Arguments) -> Any:
+        """Call a function between modules, as part of the first run of the stage behind it.
+
+        One that takes nothing of the chain does not belong to it. Nor does one that turns out to change what its stage
+        has not made: what it saves is kept.
+        """
+        if not any(map(self.track.place, tensors_of(arguments))):
+            return function(*arguments[0], **arguments[1])
+        packer, keep = self.run.packers[self.track.stage], self.first.keep
+        number = len(packer.holders)
+        step = self.bind(function, arguments)
+        with hooked(packer.record(self.run, keep=keep or Kept)):
+            output = function(*arguments[0], **arguments[1])
+        if self.track.foreign(arguments):
+            packer.forget(number)
+            self.track.forget()
+            return output
+        if keep is None:
+            packer.empty(number)
+        self.note(step, arguments, output, module=False)
+        return output
+
+    def end(self) -> None:
+        """Let functions behind the last module that was called be called again, also if the next never was."""
+        segment = self.track.segment
+        if not self.run.swept and segment.steps and not segment.called:
+            self.run.receive(self.first, self.track.value)
+            self.first.state.loose = self.versions
+            self.first.state.random = self.run.watching.leave(self.first.index)
+            segment.calls = ()
+
+    def bind(self, forward: Callable[..., Any], arguments: Arguments) -> Step:
+        """Note a call before it is made, and what the model has drawn since the one before."""
+        watching = self.run.watching
+        step = self.track.bind(forward, arguments)
+        self.taken = [(alias, version_of(alias)) for alias in self.track.segment.side[len(self.versions) :]]
+        now = watching.random.read()
+        if now != self.behind:
+            if watching.states == self.behind:
+                watching.states = now
+            else:
+                drawn = zip(watching.random.sources, self.behind, now, strict=True)
+                step.draws = tuple((source, new) for source, old, new in drawn if old != new)
+        return step
+
+    def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
+        """Note a call that was made."""
+        self.run.stages[self.track.stage].add_loose([tensor for tensor, _ in self.taken])
+        self.versions += [version for _, version in self.taken]
+        self.track.note(step, arguments, output, module=module)
+        self.behind = self.run.watching.random.read()
+
+
+def check_opaque(path: str, arguments: Arguments) -> None:
+    """Refuse to plan a call with objects that it may change.
+
+    Raises
+    ------
+    ModelError
+        If it takes one; the message names it.
+    """
+    opaque = next(opaque_leaves(arguments), None)
+    if opaque is not None:
+        raise ModelError(
+            f"stage {path!r} is called with a {type(opaque).__name__}, which it may change, so that it could "
+            "not be run again; pass use_cache=False if that is a cache, or call revolve.restore(model)"
+        )
