@@ -61,12 +61,6 @@ def compile_stages(model: nn.Module, names: Iterable[str], budget: float) -> nn.
     return compiled
 
 
-def measure_compiled(model: nn.Module, sample: Any) -> revolve.Chain:
-    """Measure a model with compiled stages, which are left uncompiled while the stages are looked for."""
-    with torch.compiler.set_stance("force_eager"):
-        return revolve.measure(model, sample, progress=lambda *_: torch.compiler.set_stance("default"))
-
-
 class Contest:
     """A model within torch.compile's budgets, beside plans for it.
 
@@ -89,7 +83,7 @@ class Contest:
         self.stages = compile_stages(self.eager, [stage.name for stage in chain.stages], inside)
         peak_of(self.stages, self.sample)  # compiled before they are measured
         self.on_eager = revolve.solve(chain, tolerance="auto")
-        self.on_stages = revolve.solve(measure_compiled(self.stages, self.sample), tolerance="auto")
+        self.on_stages = revolve.solve(revolve.measure(self.stages, self.sample), tolerance="auto")
 
     def run(self, budgets: list[float]) -> None:
         """Print a row for each budget, and what plain training takes."""

@@ -27,9 +27,10 @@ from .gradients import GradientLayout
 from .modes import Modes
 from .samples import Arguments
 from .saving import key_of
-from .segments import Slot, Track
+from .segments import Slot
 from .stages import StageModule
 from .surroundings import Surroundings
+from .tracks import Track
 
 __all__ = ["survey"]
 

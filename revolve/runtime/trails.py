@@ -12,9 +12,10 @@ from .executor import Run
 from .program import Program
 from .samples import Arguments, opaque_leaves
 from .saving import Kept, hooked
-from .segments import Step, Track
+from .segments import Step
 from .stages import StageModule
 from .state import Habits
+from .tracks import Track
 
 __all__ = ["PlannedTrail"]
 

@@ -1,0 +1,192 @@
+"""Where the tensors of one forward pass come from: the same stage, the one before, or elsewhere."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from revolve.storage.boundary import cut_tensor, map_tensors, storage_keys, tensors_of, version_of, versions_of
+
+from .exceptions import RecomputeError
+from .samples import Arguments
+from .segments import Segment, Slot, Step
+from .sharding import original
+
+__all__ = ["Track"]
+
+
+class Place(NamedTuple):
+    """Which call a tensor came from.
+
+    Attributes
+    ----------
+    reference, version
+        The tensor, and its version then.
+    stage, number
+        Of the stage, and of the tensor among those that it has made.
+    module
+        Whether a module has given it, not a function.
+    """
+
+    reference: weakref.ref[torch.Tensor]
+    version: int
+    stage: int
+    number: int
+    module: bool = True
+
+
+class Track:
+    """Follows the tensors of one forward pass along a chain.
+
+    Parameters
+    ----------
+    stages
+        For each stage the paths of the modules that it calls.
+
+    Attributes
+    ----------
+    segments
+        The stages.
+    stage
+        Number of the present one.
+    values
+        What it has taken of the one before; complete when its first module has been called.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[str]]) -> None:
+        self.segments = [Segment(calls) for calls in stages]
+        self.stage = 0
+        self.values: list[torch.Tensor] = []
+        self.versions: list[int] = []  # of these, when they were taken
+        self.aliases: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
+        self.taken: dict[int, int] = {}  # versions of the arguments of the call that is bound
+        self.before: tuple[int, list[int] | None, int] = (0, None, 0)  # what the stage took before it
+        self.places: dict[int, Place] = {}
+
+    @property
+    def segment(self) -> Segment:
+        """Return the present stage."""
+        return self.segments[self.stage]
+
+    @property
+    def value(self) -> Any:
+        """Return what the present stage takes of the one before."""
+        return self.values[0] if len(self.values) == 1 else tuple(self.values)
+
+    def place(self, tensor: torch.Tensor) -> Place | None:
+        """Return where a tensor comes from, None if no call of the chain has given it as it is."""
+        found = self.places.get(id(tensor))
+        if found is None or found.reference() is not tensor:  # FSDP calls its units with aliases
+            tensor = original(tensor, (place.reference() for place in self.places.values()))
+            found = self.places.get(id(tensor))
+        same = found is not None and found.reference() is tensor and found.version == version_of(tensor)
+        return found if same else None
+
+    def begin(self, arguments: Arguments) -> None:
+        """Let the first stage take what requires a gradient of its first arguments, or the first of them."""
+        tensors = tensors_of(arguments)
+        for tensor in dict.fromkeys([t for t in tensors if t.requires_grad] or tensors[:1]):
+            self.values.append(tensor)
+            self.versions.append(version_of(tensor))
+            self.places[id(tensor)] = Place(weakref.ref(tensor), version_of(tensor), -1, len(self.values) - 1)
+
+    def bind(self, forward: Callable[..., Any], arguments: Arguments) -> Step:
+        """Note a call of the present stage, before it is made."""
+        picks = self.segments[self.stage - 1].picks if self.stage else None
+        self.before = len(self.segment.side), picks, len(picks or ())
+        self.taken = {id(tensor): version_of(tensor) for tensor in tensors_of(arguments)}
+        return Step(forward, map_tensors(self.slot, arguments), self.segment.made)
+
+    def slot(self, tensor: torch.Tensor) -> Slot | torch.Tensor:
+        """Return where an argument is found when the call is made again: a slot, or the tensor itself, held."""
+        place = self.place(tensor)
+        if place is not None:
+            if place.stage == self.stage:
+                return Slot(place.number)
+            if place.stage == self.stage - 1:
+                position = self.position(place.number, tensor)
+                if position is not None:
+                    return Slot(-1 - position)
+        alias = self.alias(tensor)
+        if place is not None and place.stage >= 0:
+            self.segments[place.stage].held[place.number] = alias
+        return alias
+
+    def alias(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor that the present stage holds for one from elsewhere, the same for the same."""
+        known = self.aliases.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            known = self.aliases[id(tensor)] = weakref.ref(tensor), version_of(tensor), cut_tensor(tensor)
+            self.segment.side.append(known[2])
+        return known[2]
+
+    def position(self, number: int, tensor: torch.Tensor) -> int | None:
+        """Return the position of what the stage before made in the value; it is put there as long as that is open."""
+        if not self.stage:
+            return number
+        picks = self.segments[self.stage - 1].picks
+        assert picks is not None
+        if number not in picks:
+            if self.segment.called:
+                return None
+            picks.append(number)
+            self.values.append(tensor)
+            self.versions.append(version_of(tensor))
+        return picks.index(number)
+
+    def foreign(self, arguments: Arguments) -> bool:
+        """Whether the call that was bound has changed memory that the present stage has not made."""
+        changed = [tensor for tensor in tensors_of(arguments) if version_of(tensor) != self.taken[id(tensor)]]
+        return bool(changed) and not storage_keys(changed).isdisjoint(storage_keys([*self.values, *self.segment.side]))
+
+    def check(self) -> None:
+        """Check that what the stage takes is as it was when it was taken first.
+
+        Raises
+        ------
+        RecomputeError
+            If something has changed it in place since.
+        """
+        if versions_of(self.values) != tuple(self.versions):
+            raise RecomputeError(
+                f"what {self.segment.calls[0]!r} takes of the stage before it is changed in place before it is called, "
+                "so that it cannot be run again; change a copy (x + 1 instead of x += 1), or measure and plan again"
+            )
+
+    def forget(self) -> None:
+        """Take back the call that was bound."""
+        side, picks, count = self.before
+        del self.segment.side[side:]
+        self.aliases = {}
+        if picks is not None:
+            del picks[count:], self.values[count:], self.versions[count:]
+
+    def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
+        """Note a call that has been made, and what it has given and changed."""
+        for tensor in tensors_of(arguments):
+            found = self.places.get(id(tensor))
+            if found is not None and version_of(tensor) != self.taken[id(tensor)]:
+                self.places[id(tensor)] = found._replace(version=version_of(tensor))
+        segment = self.segment
+        segment.steps.append(step)
+        segment.called += module
+        given = list(enumerate(tensors_of(output), segment.made))
+        fresh = [(number, tensor) for number, tensor in given if id(tensor) not in self.taken]
+        for number, tensor in fresh or (given if module else ()):
+            self.places[id(tensor)] = Place(weakref.ref(tensor), version_of(tensor), self.stage, number, module)
+        segment.made += len(given)
+
+    def given_by_functions(self) -> list[Place]:
+        """Return the places of living tensors with a gradient that functions of the present stage have made."""
+        found = [place for place in self.places.values() if place.stage == self.stage and not place.module]
+        return [place for place in found if (tensor := place.reference()) is not None and tensor.requires_grad]
+
+    def advance(self) -> None:
+        """Go on to the next stage."""
+        self.values, self.versions, self.aliases = [], [], {}
+        if self.stage + 1 < len(self.segments):
+            self.segment.picks = []
+            self.stage += 1
