@@ -127,7 +127,9 @@ class PlannedChain(Follower):
         self.program = Program.from_plan(plan)
         self.habits = Habits(len(self.names))
         self.fitting: list[Situation] = []  # calls of the model that the plan serves
-        self.present: Situation | None = None  # the call that is going on, where that is not known yet
+        self.bound = False  # one of them takes as much as the plan was made for
+        self.larger: set[Situation] = set()  # calls that take more
+        self.present: Situation | None = None  # the call that is going on
         self.others: OrderedDict[Situation, PlannedChain] = OrderedDict()
         self.warned = False
         self.known: KnownStages | None = None  # where parameters are sharded
@@ -183,9 +185,10 @@ class PlannedChain(Follower):
             self.present = None
 
     def choose(self, model: nn.Module, situation: Situation, arguments: Arguments) -> PlannedChain | None:
-        """Return what runs a call instead; None where this plan serves it, or where that is not known yet."""
+        """Return what runs a call instead; None where this plan serves it, or where that will only be seen."""
+        known = self.bound or situation in self.larger
         sharded = self.known is not None  # cannot be measured
-        if sharded or not self.fitting or any(other.covers(situation) for other in self.fitting):
+        if sharded or not known or self.serves(situation):
             return None
         if situation not in self.others:
             with self.resting():
@@ -195,6 +198,10 @@ class PlannedChain(Follower):
                 self.others.popitem(last=False)
         self.others.move_to_end(situation)
         return self.others[situation]
+
+    def serves(self, situation: Situation) -> bool:
+        """Whether the plan was seen to serve such a call, or a larger one."""
+        return any(other.covers(situation) for other in self.fitting)
 
     def begin(self, arguments: Arguments) -> PlannedTrail | None:
         """Begin a run."""
@@ -207,13 +214,19 @@ class PlannedChain(Follower):
 
     def compare(self, arguments: Arguments) -> None:
         """Find out whether a call fits the plan: by what the first stage takes, which is all that a plan knows."""
-        if self.plan.budget is None or self.present in self.fitting:
+        present = self.present
+        if self.plan.budget is None or (present is not None and self.serves(present)):
             return
         main = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad] or tensors_of(arguments)[:1]
         size = min(bytes_of(main), sum(tensor.numel() * tensor.element_size() for tensor in main))  # a view is no more
         if size <= self.plan.chain.input_bytes:
-            self.fitting += [] if self.present is None else [self.present]
-        elif not self.warned:
+            if present is not None:
+                smaller = [other for other in self.fitting if present.covers(other)]
+                self.fitting = [*(other for other in self.fitting if other not in smaller), present][-CACHE_SIZE:]
+                self.bound |= size == self.plan.chain.input_bytes
+            return
+        self.larger |= set() if present is None or len(self.larger) > CACHE_SIZE else {present}
+        if not self.warned:
             self.warned = True
             warn(
                 f"stage {self.plan.chain.stages[0].name!r} is called with {describe_input(arguments)}, more than the "

@@ -17,6 +17,7 @@ from twins import assert_equal, forgetful_plan, frontier_of, loss_of, planned_tw
 
 import revolve
 from revolve.runtime.exceptions import BudgetWarning, ModelError, RecomputeError
+from revolve.runtime.interception import chain_of
 
 
 def test_a_skipped_stage_and_an_early_end():
@@ -185,6 +186,20 @@ def test_a_first_call_that_is_larger_than_planned():
     large = normal(6, 3, 24, 24)
     with pytest.warns(BudgetWarning, match=r"stage 'conv' is called with float32\[6, 3, 24, 24\], more than the plan"):
         assert_equal(run(model, large), run(plain, large))
+    with pytest.raises(revolve.InfeasibleBudget):  # now it is known to be larger
+        model(large)
+
+
+def test_a_first_call_that_is_smaller_than_planned(monkeypatch):
+    model, _ = make("residual")
+    frontier = frontier_of(model, normal(4, 3, 24, 24))
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    chain = chain_of(model)
+    monkeypatch.setattr(chain, "plan_again", lambda *_: pytest.fail("it is not measured again"))
+    for rows, size in ((2, 24), (3, 20), (4, 24), (3, 24), (4, 20)):
+        run(model, normal(rows, 3, size, size))
+    assert len(chain.fitting) == 1
+    assert chain.bound
 
 
 def test_larger_calls_are_planned_for_within_the_budget():
