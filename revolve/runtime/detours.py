@@ -20,14 +20,17 @@ class Reversible(Protocol):
 class Lost:
     """A tensor that a stage saves and does not keep; zeros for tensors that leave the stage beside its output."""
 
-    __slots__ = ("__weakref__", "device", "dtype", "nbytes", "shape")
+    __slots__ = ("__weakref__", "device", "dtype", "kept", "nbytes", "shape")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
         self.nbytes = tensor.numel() * tensor.element_size()
+        self.kept: torch.Tensor | None = None
 
     def zeros(self) -> torch.Tensor:
-        """Return zeros in its place."""
+        """Return zeros in its place, or the tensor where it is kept after all."""
+        if self.kept is not None:
+            return self.kept
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 

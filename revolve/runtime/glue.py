@@ -18,6 +18,14 @@ Function = Callable[..., Any]
 # They run backward passes, whose graph is another one when they are called again.
 DIFFERENTIATING = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
 
+# They change running statistics among their arguments without raising their versions.
+CHANGING = frozenset(
+    (
+        *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "instance_norm"),
+        *("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"),
+    )
+)
+
 
 class Glue(TorchFunctionMode):
     """A context in which every function of torch goes through :meth:`take`.
@@ -65,7 +73,9 @@ def move(above: list[Any], count: int) -> None:
 
 def recordable(function: Function, arguments: Arguments) -> bool:
     """Whether a function can be called again later, to do the same: it takes nothing that may change unnoticed."""
-    return function not in DIFFERENTIATING and not transforming() and next(opaque_leaves(arguments), None) is None
+    if function in DIFFERENTIATING or name_of(function) in CHANGING or transforming():
+        return False
+    return next(opaque_leaves(arguments), None) is None
 
 
 def transforming() -> bool:

@@ -237,10 +237,10 @@ class PlannedChain(Follower):
             )
 
     def goes_on(self, trail: Any) -> bool:
-        """Whether the modes are still those of the run's beginning."""
+        """Whether the modes are still those of the run's beginning, and no call has failed."""
         run = trail.run
         same = Modes.current(run.devices) == run.modes and Enclosing.current() == run.enclosing
-        return torch.is_grad_enabled() and same
+        return torch.is_grad_enabled() and same and not trail.failed
 
 
 def chain_of(model: nn.Module) -> PlannedChain | None:

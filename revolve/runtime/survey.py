@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -240,14 +241,16 @@ class SurveyTrail:
         self.begin_step()
         step = self.track.bind(function, arguments)
         start = step_clock(self.surveyor.device)
-        with saved_tensors_hooks(self.lose, Lost.zeros):
+        kept: list[Lost] = []
+        with saved_tensors_hooks(partial(self.keep, kept), Lost.zeros):
             output = function(*arguments[0], **arguments[1])
         self.surveyor.stage_seconds += step_clock(self.surveyor.device) - start
-        self.lost = []
         if self.track.foreign(arguments):
             self.track.forget()
         else:
             self.track.note(step, arguments, output, module=False)
+            for lost in kept:
+                lost.kept = None
         self.surveyor.mark("ran", self.track.stage)
         return output
 
@@ -305,6 +308,13 @@ class SurveyTrail:
         lost = Lost(tensor)
         self.lost.append(weakref.ref(lost))
         return lost
+
+    @staticmethod
+    def keep(kept: list[Lost], tensor: torch.Tensor) -> Lost:
+        """Keep a saved tensor until it is known to whom it belongs."""
+        kept.append(Lost(tensor))
+        kept[-1].kept = tensor.detach()
+        return kept[-1]
 
     def as_made(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor outside of its graph, but no leaf: the call may work in place."""

@@ -49,6 +49,7 @@ class PlannedTrail:
         self.run.begin(self.track.value, apart=True)
         self.run.watching.look()
         self.position = 0
+        self.failed = False
         self.open()
 
     def open(self) -> None:
@@ -67,8 +68,14 @@ class PlannedTrail:
             self.value = self.track.value
             run.receive(self.first, self.value)
         self.first.state.loose = self.versions
-        with self.first.hooks:
-            output = forward(*arguments[0], **arguments[1])
+        number = len(run.packers[self.track.stage].holders)
+        try:
+            with self.first.hooks:
+                output = forward(*arguments[0], **arguments[1])
+        except BaseException:
+            self.failed = True
+            self.forget(number)
+            raise
         self.note(step, arguments, output, module=True)
         self.position += 1
         if segment.called == len(segment.calls):
@@ -92,22 +99,31 @@ class PlannedTrail:
         packer, keep = self.run.packers[self.track.stage], self.first.keep
         number = len(packer.holders)
         step = self.bind(function, arguments)
-        with hooked(packer.record(self.run, keep=keep or Kept)):
-            output = function(*arguments[0], **arguments[1])
+        try:
+            with hooked(packer.record(self.run, keep=keep or Kept)):
+                output = function(*arguments[0], **arguments[1])
+        except BaseException:
+            self.forget(number)
+            raise
         if self.track.foreign(arguments):
-            packer.forget(number)
-            self.track.forget()
+            self.forget(number)
             return output
         if keep is None:
             packer.empty(number)
         self.note(step, arguments, output, module=False)
         return output
 
+    def forget(self, number: int) -> None:
+        """Leave the call that was bound out of the stage, and what it has saved, from some holder on, to the graph."""
+        self.run.packers[self.track.stage].forget(number)
+        self.track.forget()
+
     def end(self) -> None:
         """Let functions behind the last module that was called be called again, also if the next never was."""
         segment = self.track.segment
         if not self.run.swept and segment.steps and not segment.called:
-            self.run.receive(self.first, self.track.value)
+            if not self.failed:
+                self.run.receive(self.first, self.track.value)
             self.first.state.loose = self.versions
             self.first.state.random = self.run.watching.leave(self.first.index)
             segment.calls = ()
