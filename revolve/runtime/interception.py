@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from revolve.schedules.chain import Chain
 from revolve.schedules.plans import Plan
 from revolve.storage.boundary import bytes_of, tensors_of
 from revolve.storage.dense import Enclosing
@@ -29,16 +30,20 @@ from .stages import StageModule
 from .state import Habits
 from .trails import PlannedTrail
 
-__all__ = ["PlannedChain", "chain_of", "run_plainly"]
+__all__ = ["PlannedChain", "chain_of", "remember_sample", "run_plainly"]
 
 
 # The stages of models, which refer to modules that refer to their plan: kept apart, so that there is no cycle.
 KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], KnownStages]] = WeakKeyDictionary()
 
+# Shapes of the samples that models were measured with, by the names of the stages and the first one's input bytes.
+SAMPLES: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, ...], int], Shapes]] = WeakKeyDictionary()
+
 # Calls that are planned for at most; then the least recently used one is forgotten.
 CACHE_SIZE = 16
 
 PlanAgain = Callable[[nn.Module, Plan, Arguments], Plan]
+Shapes = tuple[torch.Size, ...]
 
 
 def find_paths(modules: Mapping[str, nn.Module], name: str) -> list[str]:
@@ -126,6 +131,9 @@ class PlannedChain(Follower):
         self.owner = ModuleReference(model)
         self.program = Program.from_plan(plan)
         self.habits = Habits(len(self.names))
+        self.shapes = SAMPLES.get(model, {}).get(
+            (self.names, plan.chain.input_bytes)
+        )  # of the sample, where it is known
         self.fitting: list[Situation] = []  # calls of the model that the plan serves
         self.bound = False  # one of them takes as much as the plan was made for
         self.larger: set[Situation] = set()  # calls that take more
@@ -186,7 +194,7 @@ class PlannedChain(Follower):
 
     def choose(self, model: nn.Module, situation: Situation, arguments: Arguments) -> PlannedChain | None:
         """Return what runs a call instead; None where this plan serves it, or where that will only be seen."""
-        known = self.bound or situation in self.larger
+        known = self.bound or situation in self.larger or not self.within(situation)
         sharded = self.known is not None  # cannot be measured
         if sharded or not known or self.serves(situation):
             return None
@@ -202,6 +210,13 @@ class PlannedChain(Follower):
     def serves(self, situation: Situation) -> bool:
         """Whether the plan was seen to serve such a call, or a larger one."""
         return any(other.covers(situation) for other in self.fitting)
+
+    def within(self, situation: Situation) -> bool:
+        """Whether a call may be no larger than the sample; also where that is not known."""
+        if self.shapes is None or len(self.shapes) != len(situation.shapes):
+            return True
+        pairs = [*zip(self.shapes, situation.shapes, strict=True)]
+        return all(len(a) == len(b) and all(x >= y for x, y in zip(a, b, strict=True)) for a, b in pairs)
 
     def begin(self, arguments: Arguments) -> PlannedTrail | None:
         """Begin a run."""
@@ -219,7 +234,7 @@ class PlannedChain(Follower):
             return
         main = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad] or tensors_of(arguments)[:1]
         size = min(bytes_of(main), sum(tensor.numel() * tensor.element_size() for tensor in main))  # a view is no more
-        if size <= self.plan.chain.input_bytes:
+        if size <= self.plan.chain.input_bytes and (present is None or self.within(present)):
             if present is not None:
                 smaller = [other for other in self.fitting if present.covers(other)]
                 self.fitting = [*(other for other in self.fitting if other not in smaller), present][-CACHE_SIZE:]
@@ -241,6 +256,12 @@ class PlannedChain(Follower):
         run = trail.run
         same = Modes.current(run.devices) == run.modes and Enclosing.current() == run.enclosing
         return torch.is_grad_enabled() and same and not trail.failed
+
+
+def remember_sample(model: nn.Module, chain: Chain, arguments: Arguments) -> None:
+    """Remember with what a model was measured, for plans on it: a chain tells only the bytes of its first input."""
+    key = tuple(stage.name for stage in chain.stages), chain.input_bytes
+    SAMPLES.setdefault(model, {})[key] = tuple(tensor.shape for tensor in tensors_of(arguments))
 
 
 def chain_of(model: nn.Module) -> PlannedChain | None:

@@ -16,7 +16,7 @@ from revolve.storage.boundary import tensors_of
 from .devices import DeviceDescription
 from .exceptions import MeasurementError
 from .fake import measure_fake
-from .interception import run_plainly
+from .interception import remember_sample, run_plainly
 from .isolation import isolated
 from .linearization import find_chain
 from .measurement import (
@@ -161,4 +161,6 @@ def measure_module(
             chain = measure_stages(
                 surroundings.stages, surroundings.input, None, progress, whole.name, additions=additions
             )
-        return surroundings.around(chain)
+        chain = surroundings.around(chain)
+    remember_sample(model, chain, arguments)
+    return chain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -181,13 +182,26 @@ def test_calls_that_the_plan_was_not_made_for():
 def test_a_first_call_that_is_larger_than_planned():
     model, _ = make("residual")
     plain = copy.deepcopy(model)
-    frontier = frontier_of(model, normal(4, 3, 24, 24))
+    frontier = frontier_of(copy.deepcopy(model), normal(4, 3, 24, 24))  # as a plan from a file, which knows no sample
     revolve.checkpointed(model, frontier.plan(frontier.smallest))
     large = normal(6, 3, 24, 24)
     with pytest.warns(BudgetWarning, match=r"stage 'conv' is called with float32\[6, 3, 24, 24\], more than the plan"):
         assert_equal(run(model, large), run(plain, large))
     with pytest.raises(revolve.InfeasibleBudget):  # now it is known to be larger
         model(large)
+
+
+@pytest.mark.parametrize("first", [(1, 8), (1, 96)])
+def test_longer_sequences_in_smaller_batches(first):
+    model, _ = make("transformer")
+    frontier = frontier_of(model, {"words": words(8, 24)})
+    revolve.checkpointed(model, frontier.plan(frontier.smallest))
+    for shape in (first, (1, 96)):  # fewer bytes, but attention takes the square
+        if shape == (1, 96):
+            with pytest.raises(revolve.InfeasibleBudget, match="is below the least feasible"):
+                model(words(*shape))
+        else:
+            model(words(*shape))
 
 
 def test_a_first_call_that_is_smaller_than_planned(monkeypatch):
@@ -212,3 +226,53 @@ def test_larger_calls_are_planned_for_within_the_budget():
         assert report.measured_peak <= frontier.plan(int(frontier.peaks[-2])).budget
     revolve.restore(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Trying(Layers):
+    """Tries something that fails before every layer."""
+
+    def forward(self, x):
+        for layer in self.layers:
+            with suppress(RuntimeError):
+                x = self.before(layer, x)
+            x = layer(x * 1.5)
+        return x
+
+
+@pytest.mark.parametrize(
+    "trial", [lambda layer, x: layer(x.T.contiguous()), lambda layer, x: torch.mm(x.sigmoid() * 2, x)]
+)
+def test_failures_that_the_model_catches(trial):
+    torch.manual_seed(0)
+    plain = Trying(lambda: nn.Linear(8, 8), trial)
+    model = copy.deepcopy(plain)
+    chain = revolve.measure(Layers(lambda: nn.Linear(8, 8), lambda index, side: ()), normal(6, 8))
+    revolve.checkpointed(model, forgetful_plan(chain))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BudgetWarning)
+        for _ in range(2):
+            assert_equal(run(model, normal(6, 8)), run(plain, normal(6, 8)))
+
+
+def test_running_statistics_that_the_models_own_forward_changes():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            norm = self.norm
+            for layer in self.layers:
+                x = layer(x).sigmoid()
+                x = functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True)
+            return x
+
+    torch.manual_seed(0)
+    plain = Model()
+    model = copy.deepcopy(plain)
+    frontier = frontier_of(model, normal(64, 8))
+    report = revolve.verify(revolve.checkpointed(model, frontier.plan(frontier.smallest)), normal(64, 8), repeats=1)
+    assert report.exact
+    assert report.kept
+    assert_equal(run(model, normal(64, 8)), run(plain, normal(64, 8)))
