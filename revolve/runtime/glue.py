@@ -47,13 +47,12 @@ class Glue(TorchFunctionMode):
 @contextmanager
 def suspended(mode: Glue | None) -> Iterator[None]:
     """Hand no functions over in this block; other modes stay as they are, also those entered since."""
-    above: list[Any] = []
     depth = torch._C._len_torch_function_stack()
     position = next((n for n in reversed(range(depth)) if torch._C._get_function_stack_at(n) is mode), None)
     if position is None:
         yield
         return
-    move(above, depth - position)
+    above = [torch._C._pop_torch_function_stack() for _ in range(depth - position)]
     try:
         for other in reversed(above[:-1]):
             torch._C._push_on_torch_function_stack(other)
@@ -63,12 +62,6 @@ def suspended(mode: Glue | None) -> Iterator[None]:
             torch._C._pop_torch_function_stack()
         for other in reversed(above):
             torch._C._push_on_torch_function_stack(other)
-
-
-def move(above: list[Any], count: int) -> None:
-    """Take modes from the stack."""
-    for _ in range(count):
-        above.append(torch._C._pop_torch_function_stack())
 
 
 def recordable(function: Function, arguments: Arguments) -> bool:
@@ -84,5 +77,5 @@ def transforming() -> bool:
 
 
 def name_of(function: Function) -> str:
-    """Name a function in an error message."""
+    """Return the name of a function."""
     return str(getattr(function, "__name__", function))
