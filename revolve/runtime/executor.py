@@ -156,9 +156,9 @@ class Run:
         sweep = self.program.sweep
         while self.sweep_position < len(sweep):
             action = sweep[self.sweep_position]
-            if isinstance(action, Store):
+            if type(action) is Store:
                 self.snapshots[action.index] = self.store(action, value, self.enclosing)
-            elif isinstance(action, Drop):
+            elif type(action) is Drop:
                 del self.snapshots[action.index]
             else:
                 return
@@ -293,17 +293,17 @@ class Run:
         cursor = self.snapshots[0].load() if actions is self.program.whole and not position else None
         while True:
             action = actions[position]
-            if isinstance(action, Backward):
+            if type(action) is Backward:
                 if action.index == stage:
                     self.ready, self.position = stage, position
                     return
                 cursor = None
                 self.packers[action.index].empty()  # [4]
-            elif isinstance(action, Load):
+            elif type(action) is Load:
                 cursor = self.snapshots[action.index].load()
-            elif isinstance(action, Drop):
+            elif type(action) is Drop:
                 del self.snapshots[action.index]
-            elif isinstance(action, Store):
+            elif type(action) is Store:
                 self.snapshots[action.index] = self.store(action, cursor)
             elif isinstance(action, (Forward, Save, Rebuild)):
                 cursor = self.run_again(action, cursor, replay)

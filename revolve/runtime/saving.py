@@ -56,7 +56,8 @@ class Kept:
     __slots__ = ("__weakref__", "tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach()
+        # A leaf that requires a gradient can never become part of a graph, which would then hold itself.
+        self.tensor = tensor if tensor.is_leaf and tensor.requires_grad else tensor.detach()
         self.version = None if tensor.is_inference() else tensor._version
 
     def get(self) -> torch.Tensor:

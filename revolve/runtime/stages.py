@@ -157,6 +157,9 @@ class StageModule:
 
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
+        sight = self.known.sight
+        if sight is not None and sight.holds():  # one that is kept is of simple attributes
+            return self.hidden_sources
         attributes = self.attributes()[1]
         if KINDS.keys().isdisjoint(map(type, attributes)):
             return self.hidden_sources
@@ -175,6 +178,8 @@ class StageModule:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""
+        if not self.units:
+            return [*self.loose, *self.contents().tensors]
         found: list[torch.Tensor | None] = [*self.loose, *gathered_parameters(self.units)]
         for module in self.modules:
             found += module._parameters.values()

@@ -26,19 +26,20 @@ class Contents:
     ----------
     copies
         Copies of the tables.
+    tensors
+        The tensors in them.
     tracked
-        The tensors that have a version counter; inference tensors have none.
+        Those that have a version counter; inference tensors have none.
     """
 
-    __slots__ = ("copies", "identities", "tables", "tracked")
+    __slots__ = ("copies", "identities", "tables", "tensors", "tracked")
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.tables = tables
         self.copies = [table.copy() for table in tables]
         self.identities = [id(entry) for table in tables for entry in table.values()]
-        self.tracked = [
-            entry for table in tables for entry in table.values() if entry is not None and not entry.is_inference()
-        ]
+        self.tensors = [entry for table in tables for entry in table.values() if entry is not None]
+        self.tracked = [tensor for tensor in self.tensors if not tensor.is_inference()]
 
     def intact(self) -> bool:
         """Whether the tables still hold the very tensors."""

@@ -133,7 +133,7 @@ class PlannedTrail:
         watching = self.run.watching
         step = self.track.bind(forward, arguments)
         self.taken = [(alias, version_of(alias)) for alias in self.track.segment.side[len(self.versions) :]]
-        now = watching.random.read()
+        now = watching.random.read_after(self.behind)
         if now != self.behind:
             if watching.states == self.behind:
                 watching.states = now
@@ -147,7 +147,7 @@ class PlannedTrail:
         self.run.stages[self.track.stage].add_loose([tensor for tensor, _ in self.taken])
         self.versions += [version for _, version in self.taken]
         self.track.note(step, arguments, output, module=module)
-        self.behind = self.run.watching.random.read()
+        self.behind = self.run.watching.random.read_after(self.behind)
 
 
 def check_opaque(path: str, arguments: Arguments) -> None:

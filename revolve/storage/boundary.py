@@ -22,6 +22,7 @@ __all__ = [
     "versions_of",
 ]
 
+STRIDED = torch.strided
 COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
@@ -73,7 +74,7 @@ def cut(value: Any) -> Any:
 
 def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """Return the storages of a tensor: one, or those of a sparse tensor's indices and values, these last."""
-    if tensor.layout is torch.strided:
+    if tensor.layout is STRIDED:
         return [tensor.untyped_storage()]
     if tensor.is_sparse:
         return [part.untyped_storage() for part in (tensor._indices(), tensor._values())]
@@ -82,11 +83,13 @@ def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
 
 def storages_by_key(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
     """Return the storages of some tensors by their identity."""
-    found: dict[int, torch.UntypedStorage] = {}
+    found: list[torch.UntypedStorage] = []
     for tensor in tensors:
-        for storage in (tensor.untyped_storage(),) if tensor.layout is torch.strided else storages_of(tensor):
-            found[storage._cdata] = storage
-    return found
+        if tensor.layout is STRIDED:
+            found.append(tensor.untyped_storage())
+        else:
+            found += storages_of(tensor)
+    return {storage._cdata: storage for storage in found}
 
 
 def storage_keys(value: Any) -> set[int]:

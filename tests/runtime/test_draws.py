@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
 
 import revolve
+from revolve.runtime import generators
 from revolve.runtime.draws import Watch
 from revolve.runtime.exceptions import RecomputeError
-from revolve.runtime.generators import NumpyRandom, RandomState
+from revolve.runtime.generators import NumpyRandom, PythonRandom, RandomState
 
 
 class Die:
@@ -241,3 +243,33 @@ def test_numpy_states_that_are_still_the_same(generator):
     assert source.is_at(source.read())
     random = RandomState((source,))
     assert random.read_after((before,)) == random.read() != (before,)
+
+
+@pytest.mark.parametrize("layout", [True, False], ids=["memory", "getstate"])
+@pytest.mark.parametrize("generator", [random, random.Random(3)], ids=["global", "owned"])
+def test_python_states_are_written_as_they_were_read(generator, layout, monkeypatch):
+    """Also where CPython's memory is not laid out as expected; a normal number that is held back belongs to it."""
+    assert generators.WORDS_LIE_IN_ORDER is (sys.implementation.name == "cpython")
+    monkeypatch.setattr(generators, "WORDS_LIE_IN_ORDER", layout)
+    source = PythonRandom(generator)
+    generator.gauss(0, 1)
+    state, whole = source.read(), generator.getstate()
+    drawn = [generator.gauss(0, 1) for _ in range(3)]
+    assert source.read() != state
+    source.write(state)
+    assert source.read() == state
+    assert generator.getstate() == whole
+    assert [generator.gauss(0, 1) for _ in range(3)] == drawn
+
+
+@pytest.mark.parametrize("bits", [np.random.MT19937, np.random.PCG64])
+def test_numpy_states_are_written_as_they_were_read(bits):
+    """A RandomState may have any bit generator; a second normal number that is held back belongs to its state."""
+    source = NumpyRandom(np.random.RandomState(bits(3)))
+    source.generator.normal()
+    state = source.read()
+    drawn = source.generator.normal(size=5)
+    assert source.read() != state
+    source.write(state)
+    assert source.read() == state
+    np.testing.assert_array_equal(source.generator.normal(size=5), drawn)
