@@ -62,9 +62,9 @@ class Watch:
         """Read the generators anew: whoever drew meanwhile was no stage."""
         self.states = self.random.read_after(self.states)
 
-    def moved(self) -> Drawn:
-        """Read the generators; return those that moved, each with its state before."""
-        before, self.states = self.states, self.random.read_after(self.states)
+    def moved(self, states: tuple[Any, ...] | None = None) -> Drawn:
+        """Return the generators that moved, each with its state before; their states are known, or read."""
+        before, self.states = self.states, states or self.random.read_after(self.states)
         if before == self.states:
             return ()
         pairs = zip(self.random.sources, before, self.states, strict=True)
@@ -76,9 +76,9 @@ class Watch:
         if start < stage and self.moved():
             self.surprises.append(Surprise(range(start, stage), before, self.states))
 
-    def leave(self, stage: int) -> Drawn:
-        """Return what a stage has drawn from."""
-        drawn = self.moved()
+    def leave(self, stage: int, states: tuple[Any, ...] | None = None) -> Drawn:
+        """Return what a stage has drawn from; the states of the generators are known, or read."""
+        drawn = self.moved(states)
         self.drawing[stage] = bool(drawn or self.drawing[stage])
         self.start = stage + 1
         return drawn

@@ -164,14 +164,14 @@ class Run:
                 return
             self.sweep_position += 1
 
-    def leave(self, first: FirstRun, value: Any, output: Any) -> None:
-        """Take note of what a stage did that was entered with a value."""
+    def leave(self, first: FirstRun, value: Any, output: Any, states: tuple[Any, ...] | None = None) -> None:
+        """Take note of what a stage did that was entered with a value; of generators' states too, where known."""
         index, state = first.index, first.state
         first.check(value, output, self.packers[index])
         self.habits.changing[index] = state.finish()
         self.left = index + 1
         if self.watching.drawing[index] is not False:
-            state.random = self.watching.leave(index)
+            state.random = self.watching.leave(index, states)
         state.late = self.program.stops[index] and saves_late(output, first.start)
 
     def finish(self, value: Any) -> None:

@@ -20,9 +20,11 @@ PASSING = "RegisterPostBackwardFunctionBackward"  # what tells FSDP that the gra
 
 
 def units_of(modules: Iterable[nn.Module]) -> tuple[Any, ...]:
-    """Return the modules that ``fully_shard`` was called on."""
+    """Return the modules that ``fully_shard`` was called on; there are none without a process group."""
     api = sys.modules.get("torch.distributed.fsdp")
-    return () if api is None else tuple(module for module in modules if isinstance(module, api.FSDPModule))
+    if api is None or not (distributed.is_available() and distributed.is_initialized()):
+        return ()
+    return tuple(module for module in modules if isinstance(module, api.FSDPModule))
 
 
 def units_with(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[Any, ...]:

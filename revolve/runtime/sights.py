@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from .attributes import Spots
+from .generators import sources_of
 from .tables import Contents
 
 __all__ = ["Sight"]
@@ -32,8 +34,11 @@ class Sight:
     ----------
     training, trainable
         The modules' flags, and which of the tensors require a gradient.
-    simple
-        Whether the attributes surely hold no tensors, so that it does not matter how long they live.
+    shared
+        Whether runs may share it: it keeps nothing alive that may hold tensors of a step. Then of each attribute that
+        may, it has a weak reference (``opaque``), and of the others the values.
+    sources
+        The random number generators among the attributes.
     """
 
     __slots__ = (
@@ -42,7 +47,9 @@ class Sight:
         "entries",
         "leaves",
         "modules",
-        "simple",
+        "opaque",
+        "shared",
+        "sources",
         "spots",
         "tables",
         "trainable",
@@ -53,8 +60,11 @@ class Sight:
     def __init__(self, modules: Sequence[nn.Module], contents: Contents, spots: Spots, values: list[Any]) -> None:
         self.contents = contents
         self.spots = spots
-        self.simple = all(map(is_simple, values))
-        self.values = values if self.simple else []  # others must not outlive their step
+        others = {number: value for number, value in enumerate(values) if not is_simple(value)}
+        self.shared = all(map(is_opaque, others.values()))
+        self.values = [None if number in others else value for number, value in enumerate(values)]
+        self.opaque = [(*spots.entries[n], weakref.ref(value), n) for n, value in others.items()] if self.shared else []
+        self.sources = sources_of(others.values())
         self.training = [module.training for module in modules]
         self.trainable = contents.trainable()
         self.modules = list(zip(modules, self.training, strict=True))
@@ -63,15 +73,19 @@ class Sight:
         self.count = sum(map(len, self.tables))
         copies = zip(contents.tables, contents.copies, strict=True)
         self.entries = [(table, *item) for table, copy in copies for item in copy.items()]
-        self.entries += [(*entry, value) for entry, value in zip(spots.entries, self.values, strict=False)]
+        simple = [(*entry, values[number]) for number, entry in enumerate(spots.entries) if number not in others]
+        self.entries += simple if self.shared else []
 
     def holds(self) -> bool:
-        """Whether all of it is still so; in-place changes apart."""
+        """Whether all of it is still so; in-place changes apart, and attributes where it is not shared."""
         if sum(map(len, self.tables)) != self.count:
             return False
         try:
             for table, key, value in self.entries:
                 if table[key] is not value:
+                    return False
+            for table, key, reference, _ in self.opaque:
+                if table[key] is not reference():
                     return False
         except KeyError:
             return False
@@ -83,8 +97,28 @@ class Sight:
                 return False
         return True
 
+    def hold(self) -> list[Any]:
+        """Return the attributes that it only has weak references to, for a run to keep."""
+        return [reference() for _, _, reference, _ in self.opaque]
+
+    def read(self) -> list[Any]:
+        """Return the attributes as they were, where it is shared and somebody holds them; else as they are."""
+        if not self.shared:
+            return self.spots.read() or []
+        values = self.values.copy()
+        for _, _, reference, number in self.opaque:
+            values[number] = reference()
+        return values
+
 
 def is_simple(value: Any) -> bool:
-    """Whether a value surely holds no tensors."""
+    """Whether a value surely holds no tensors; an empty list may be filled with some."""
     kind = type(value)
-    return kind in SCALARS or (kind is tuple and SCALARS.issuperset(map(type, value)))
+    if kind is tuple or (kind is list and value):
+        return SCALARS.issuperset(map(type, value))
+    return kind in SCALARS
+
+
+def is_opaque(value: Any) -> bool:
+    """Whether a value can be referred to weakly, and is no tensor, whose version would matter."""
+    return type(value).__weakrefoffset__ != 0 and not isinstance(value, torch.Tensor)

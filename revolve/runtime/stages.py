@@ -121,7 +121,7 @@ class StageModule:
         sight = self.known.sight
         if sight is None or not sight.holds():
             sight = Sight(self.modules, self.contents(), *self.attributes())
-            self.known.sight = sight if sight.simple else None  # tensors of a step must not outlive it
+            self.known.sight = sight if sight.shared else None
         return sight
 
     def attributes(self) -> tuple[Spots, list[Any]]:
@@ -158,12 +158,8 @@ class StageModule:
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
         sight = self.known.sight
-        if sight is not None and sight.holds():  # one that is kept is of simple attributes
-            return self.hidden_sources
-        attributes = self.attributes()[1]
-        if KINDS.keys().isdisjoint(map(type, attributes)):
-            return self.hidden_sources
-        return [*self.hidden_sources, *sources_of(attributes)]
+        own = sight.sources if sight is not None and sight.holds() else sources_of(self.attributes()[1])
+        return [*self.hidden_sources, *own] if own else self.hidden_sources
 
     @cached_property
     def hidden_sources(self) -> list[Source]:

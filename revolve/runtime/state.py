@@ -5,14 +5,14 @@ Running a stage again must see the same, and leave no trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from revolve.storage.boundary import storage_keys, version_of
+from revolve.storage.boundary import storages_by_key, version_of
 
 from .attributes import Attributes
 from .exceptions import RecomputeError
@@ -88,6 +88,7 @@ class StageState:
         "counters",
         "datas",
         "flags",
+        "held",
         "late",
         "loose",
         "prepared",
@@ -95,6 +96,7 @@ class StageState:
         "replaced",
         "sight",
         "stage",
+        "steady",
         "temporary",
         "toggled",
         "versions",
@@ -107,45 +109,48 @@ class StageState:
         self.changing = changing
         self.sight = stage.sight()
         self.contents = self.sight.contents
-        self.versions = self.contents.versions()
+        self.steady = self.contents.steady(changing or NOWHERE)
+        self.versions = [tensor._version for tensor in self.steady]
         self.loose = [version_of(tensor) for tensor in stage.loose]
         self.asked = questions()
         self.before = NOTHING
         self.attributes: Attributes | None = None
-        self.temporary: set[int] | frozenset[int] = NO_KEYS
+        self.held = self.sight.hold()
+        self.temporary: Container[int] = NO_KEYS
         self.prepared = False
-        if changing is None or changing or not self.sight.simple:
+        self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if changing is None or changing:
             self.copy()
+        if changing is None or not self.sight.shared:
+            self.attributes_before()
 
     def copy(self) -> None:
-        """Copy the buffers and attributes that the stage changes."""
+        """Copy the buffers that the stage changes."""
+        places = filter(self.stage.is_buffer, self.contents.places()) if self.changing is None else self.changing
         self.before = {
             place: (tensor, tensor.detach().clone())
-            for place, tensor in self.contents.items()
-            if (self.stage.is_buffer(place) if self.changing is None else place in self.changing)
+            for place in places
+            if (tensor := self.contents.tensor_at(place)) is not None
         }
-        self.attributes = self.attributes_before()
 
     def attributes_before(self) -> Attributes:
         """Return what the attributes were, looked at when the first thing changes that needs it."""
         if self.attributes is None:
-            spots = self.sight.spots
-            values = self.sight.values if self.sight.simple else spots.read() or []
-            self.attributes = Attributes(spots, values, self.changing)
+            self.attributes = Attributes(self.sight.spots, self.sight.read(), self.changing)
         return self.attributes
 
     def still(self) -> bool:
-        """Whether nothing at all has changed, in a stage that changes nothing itself."""
+        """Whether nothing has changed but the buffers that the stage is known to change."""
         return (
             self.attributes is None
-            and not self.loose
-            and self.contents.versions() == self.versions
+            and [tensor._version for tensor in self.steady] == self.versions
+            and (not self.loose or not self.loose_touched())
             and self.sight.holds()
         )
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
         """Return the parameters that have been changed in place, and the buffers that were changed or replaced."""
-        touched = self.contents.touched(self.versions)
+        touched = self.contents.touched(self.steady, self.versions)
         buffers = frozenset(place for place in touched | self.contents.replaced() if self.stage.is_buffer(place))
         return touched - buffers, buffers
 
@@ -175,11 +180,9 @@ class StageState:
         """
         left = questions() != self.asked
         if not left and self.still():
-            return NOWHERE
+            return self.changing or NOWHERE
         attributes = self.attributes_before().finish(left=left)
         touched = self.attributes_before().touched()
-        if self.changing is not None and not self.loose and not touched and self.contents.unchanged(self.versions):
-            return self.changing | attributes
         parameters, buffers = self.moved()
         loose = self.loose_touched()
         if parameters or loose:
@@ -216,7 +219,7 @@ class StageState:
             If a parameter, or a buffer or attribute that the stage does not change, was changed in place.
         """
         loose = self.loose_touched()
-        touched = self.contents.touched(self.versions) - (self.changing or NOWHERE)
+        touched = self.contents.touched(self.steady, self.versions) - (self.changing or NOWHERE)
         touched = frozenset(place for place in touched if not self.is_statistic(place))
         touched |= self.attributes_before().touched()
         if touched or loose:
@@ -229,48 +232,59 @@ class StageState:
         """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""
         if not self.still():
             self.prepare()
+        elif self.before:
+            self.lend()
         return self
+
+    def lend(self) -> None:
+        """Let the buffers that the stage changes have copies of their old values."""
+        copies = [value.clone() for _, value in self.before.values()]
+        self.datas = [(buffer, buffer.data) for buffer, _ in self.before.values()]
+        for (buffer, _), copy in zip(self.datas, copies, strict=True):
+            buffer.data = copy
+        self.temporary = storages_by_key(copies)
+        self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
+        self.counters = tuple([buffer._version for buffer in self.bumped])
+
+    def take_back(self) -> None:
+        """Let the buffers be those of now again."""
+        if self.datas:
+            for buffer, data in reversed(self.datas):
+                buffer.data = data
+            torch._C._autograd._unsafe_set_version_counter(self.bumped, self.counters)  # other stages look at them
+            self.datas, self.temporary = [], NO_KEYS
+        if not self.contents.intact():  # the stage itself has replaced them
+            self.contents.put_back()
 
     def prepare(self) -> None:
         """Make what is not as in the first run as it was."""
-        self.replaced = None
         attributes = self.attributes_before()
-        if self.loose or attributes.versions or not self.contents.unchanged(self.versions):
-            self.check()
-            self.replaced = None if self.contents.intact() else self.contents.put_back()
+        self.check()
+        if self.before:
+            self.lend()
+        self.replaced = None if self.contents.intact() else self.contents.put_back()
         self.flags = [module for module, was in self.sight.modules if module.training is not was]
         for module in self.flags:
             module.training = not module.training
         self.toggled = [tensor for tensor, was in self.sight.leaves if tensor.requires_grad is not was]
         toggle(self.toggled)
-        self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
-        if self.before:
-            for buffer, value in self.before.values():
-                self.datas.append((buffer, buffer.data))
-                buffer.data = value.detach().clone()
-            self.temporary = storage_keys([buffer for buffer, _ in self.datas])
-            self.bumped = tuple([buffer for buffer, _ in self.datas if not buffer.is_inference()])
-            self.counters = tuple([buffer._version for buffer in self.bumped])
         attributes.enter()
         self.prepared = True
 
     def __exit__(self, *_: object) -> None:
         if self.prepared:
             self.put_back()
+        elif self.changing:
+            self.take_back()
 
     def put_back(self) -> None:
         """Undo :meth:`prepare`."""
         self.prepared = False
         self.attributes_before().leave()
-        if self.datas:
-            for buffer, data in reversed(self.datas):
-                buffer.data = data
-            torch._C._autograd._unsafe_set_version_counter(self.bumped, self.counters)  # other stages look at them
-            self.datas, self.temporary = [], NO_KEYS
+        if self.changing:
+            self.take_back()
         if self.replaced is not None:
             fill(self.contents.tables, self.replaced)
-        elif self.changing and not self.contents.intact():  # the stage itself replaced them
-            self.contents.put_back()
         for module in self.flags:
             module.training = not module.training
         toggle(self.toggled)

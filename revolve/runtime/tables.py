@@ -32,7 +32,7 @@ class Contents:
         Those that have a version counter; inference tensors have none.
     """
 
-    __slots__ = ("copies", "identities", "tables", "tensors", "tracked")
+    __slots__ = ("copies", "identities", "others", "tables", "tensors", "tracked")
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.tables = tables
@@ -40,6 +40,7 @@ class Contents:
         self.identities = [id(entry) for table in tables for entry in table.values()]
         self.tensors = [entry for table in tables for entry in table.values() if entry is not None]
         self.tracked = [tensor for tensor in self.tensors if not tensor.is_inference()]
+        self.others: dict[frozenset[Place], list[torch.Tensor]] = {NOWHERE: self.tracked}
 
     def intact(self) -> bool:
         """Whether the tables still hold the very tensors."""
@@ -49,18 +50,17 @@ class Contents:
         """Return which of the tensors require a gradient now."""
         return [tensor.requires_grad for tensor in self.tracked]
 
-    def versions(self) -> list[int]:
-        """Return the version counters of now; in-place changes raise them."""
-        return [tensor._version for tensor in self.tracked]
+    def steady(self, changing: frozenset[Place]) -> list[torch.Tensor]:
+        """Return the tracked tensors but for those in some places."""
+        if changing not in self.others:
+            moving = {id(tensor) for place, tensor in self.items() if place in changing}
+            self.others[changing] = [tensor for tensor in self.tracked if id(tensor) not in moving]
+        return self.others[changing]
 
-    def unchanged(self, versions: Sequence[int]) -> bool:
-        """Whether the tables still hold the very tensors, at these versions."""
-        return self.versions() == versions and self.intact()
-
-    def touched(self, versions: Sequence[int]) -> frozenset[Place]:
-        """Return the places whose tensor has been changed in place since it had these versions."""
-        changed = {id(t) for t, version in zip(self.tracked, versions, strict=True) if t._version != version}
-        return frozenset(place for place, tensor in self.items() if id(tensor) in changed)
+    def touched(self, tensors: Sequence[torch.Tensor], versions: Sequence[int]) -> frozenset[Place]:
+        """Return the places of those tensors that have been changed in place since they had these versions."""
+        changed = {id(t) for t, version in zip(tensors, versions, strict=True) if t._version != version}
+        return frozenset(place for place, tensor in self.items() if id(tensor) in changed) if changed else NOWHERE
 
     def replaced(self) -> frozenset[Place]:
         """Return the places that hold another tensor now, or did not exist."""
@@ -70,6 +70,14 @@ class Contents:
             for key in table.keys() | copy.keys()
             if key not in table or key not in copy or table[key] is not copy[key]
         )
+
+    def places(self) -> list[Place]:
+        """Return every place of a tensor."""
+        return [place for place, _ in self.items()]
+
+    def tensor_at(self, place: Place) -> torch.Tensor | None:
+        """Return the tensor at a place, None if there was none."""
+        return self.copies[place[0]].get(place[1]) if place[0] < len(self.copies) else None
 
     def items(self) -> list[tuple[Place, torch.Tensor]]:
         """Return every place and its tensor."""

@@ -79,7 +79,7 @@ class PlannedTrail:
         self.note(step, arguments, output, module=True)
         self.position += 1
         if segment.called == len(segment.calls):
-            run.leave(self.first, self.value, output)
+            run.leave(self.first, self.value, output, self.behind)
             del self.value, self.first
             self.track.advance()
             if len(run.states) < len(run.stages):

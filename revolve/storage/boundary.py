@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 STRIDED = torch.strided
+ATOMS = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
 COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
@@ -35,6 +36,12 @@ def map_tensors(function: Callable[[Any], Any], value: Any, kind: type | tuple[t
     """Return a boundary with every tensor, or leaf of another kind, replaced; other values are kept as they are."""
     if isinstance(value, kind):
         return function(value)
+    if type(value) in ATOMS:
+        return value
+    if type(value) is tuple:
+        return tuple([map_tensors(function, child, kind) for child in value])
+    if type(value) is dict:
+        return {key: map_tensors(function, child, kind) for key, child in value.items()}
     node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
     if node is not None:  # level by level, since a tree map leaves reference cycles behind that hold the tensors
         children, context = node.flatten_fn(value)
@@ -52,8 +59,15 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors of a boundary, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
-    node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
-    if node is not None:
+    kind = type(value)
+    if kind in ATOMS:
+        return []
+    children: Iterable[Any]
+    if kind is tuple or kind is list:
+        children = value
+    elif kind is dict:
+        children = value.values()
+    elif (node := pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))) is not None:
         children, _ = node.flatten_fn(value)
     elif is_dataclass(value) and not isinstance(value, type):
         children = [getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)]
