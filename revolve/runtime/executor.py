@@ -18,8 +18,9 @@ The rules, cited as [n] in code and tests:
     the order and number of backward passes; the budget was planned for one in order, and a BudgetWarning
     says once that it may not hold.
 [7] A stage is run again in grad mode, on a detached input that requires a gradient where the first
-    did, with the random numbers, parameters, buffers, attributes, training flags and modes (autocast, default dtype
-    and device, deterministic algorithms, attention kernels) of its first run, and all are put back.
+    did, with the random numbers, parameters, buffers, attributes, training flags, modes (autocast, default dtype
+    and device, deterministic algorithms, attention kernels, the user's own) and module hooks of its first run, and all
+    are put back.
 [8] A stage that changes its input, or saves something else when run again, is an error that names it.
 [9] Under saved-tensor hooks of somebody else (save_on_cpu, torch's checkpoint), whatever the first sweep
     keeps is kept by those hooks.
@@ -55,12 +56,14 @@ from .exceptions import BudgetWarning, RecomputeError
 from .first_runs import FirstRun
 from .generators import devices_of
 from .modes import Modes
+from .module_hooks import ModuleHooks
 from .program import Program
 from .replay import Replay
 from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, StopRebuild, hooked
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
+from .user_modes import UserModes
 
 __all__ = ["Run"]
 
@@ -112,6 +115,8 @@ class Run:
         """Begin the first sweep at the model's input; ``apart`` if anything else happens between stages."""
         self.devices = devices_of([*tensors_of(value), *self.tensors])
         self.modes = Modes.current(self.devices)
+        self.user_modes = UserModes.current()
+        self.module_hooks = ModuleHooks.current(self.stages)
         del self.tensors
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
@@ -189,7 +194,7 @@ class Run:
         first = surprise.stages[0]
         nearest = max(index for index in self.snapshots if index <= first)
         cursor = self.snapshots[nearest].load()
-        with Replay(None) as replay:
+        with Replay() as replay:
             for index in range(nearest, first):
                 cursor = self.run_again(Forward(index), cursor, replay)
             replay.draw(tuple(zip(watch.random.sources, surprise.before, strict=True)))
@@ -242,7 +247,8 @@ class Run:
     def follow(self, task: int) -> None:
         """Follow the schedule for a graph task, all of which runs under the same modes."""
         self.task = task
-        self.entered = None if self.modes.active() else self.modes
+        settings = self.modes, self.user_modes, self.module_hooks
+        self.entered = [setting for setting in settings if not setting.active()]
 
     def recover(self, stage: int) -> None:
         """Fill the holders of a stage that the schedule has passed."""

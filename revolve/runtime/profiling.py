@@ -156,7 +156,8 @@ def measure_module(
             with running(whole, arguments):
                 surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
         with ExitStack() as stack:
-            surroundings.modes.enter(stack)
+            for setting in surroundings.settings:
+                setting.enter(stack)
             additions = belongings.additions()
             chain = measure_stages(
                 surroundings.stages, surroundings.input, None, progress, whole.name, additions=additions

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from .generators import Source
-from .modes import Modes
 
-__all__ = ["Replay", "is_recomputing", "questions", "recomputing"]
+__all__ = ["Replay", "Setting", "is_recomputing", "questions", "recomputing"]
 
 RECOMPUTING = ContextVar("recomputing", default=False)
 QUESTIONS = [0]
@@ -42,26 +41,34 @@ def recomputing() -> Iterator[None]:
         RECOMPUTING.reset(token)
 
 
+class Setting(Protocol):
+    """Something that was so in the first run, and can be so again: modes, hooks."""
+
+    def enter(self, stack: ExitStack) -> None:
+        """Let it be so until ``stack`` closes."""
+
+
 class Replay:
     """Lets stages run again under the modes of their first run, and puts modes and generators back [7].
 
     Parameters
     ----------
-    modes
-        The modes of the first run; None where those of now are the same.
+    settings
+        Modes and hooks of the first run, where those of now are others.
     """
 
-    __slots__ = ("modes", "present", "previous", "stack", "token")
+    __slots__ = ("present", "previous", "settings", "stack", "token")
 
-    def __init__(self, modes: Modes | None) -> None:
-        self.modes = modes
+    def __init__(self, settings: Sequence[Setting] = ()) -> None:
+        self.settings = settings
         self.present: dict[Source, Any] | None = None
         self.stack: ExitStack | None = None
 
     def __enter__(self) -> Replay:
-        if self.modes is not None:
+        if self.settings:
             with ExitStack() as stack:
-                self.modes.enter(stack)
+                for setting in self.settings:
+                    setting.enter(stack)
                 self.stack = stack.pop_all()
         self.previous = torch.is_grad_enabled()
         torch._C._set_grad_enabled(True)

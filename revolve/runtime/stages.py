@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from .reaching import reach
 from .sharding import gathered_parameters, units_of
 from .sights import Sight
 from .tables import Contents, Place, Table
+
+if TYPE_CHECKING:
+    from .module_hooks import ModuleHooks
 
 __all__ = ["StageModule", "check_model", "flatten", "is_plain_sequential", "is_special", "match_stages"]
 
@@ -41,6 +44,7 @@ class Known:
     contents: Contents | None = None
     spots: Spots | None = None
     sight: Sight | None = None
+    hooks: ModuleHooks | None = None  # of the whole chain that begins with the stage
 
 
 @dataclass(frozen=True)

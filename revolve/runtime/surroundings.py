@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from revolve.schedules.chain import Chain, Stage
 
 from .allocations import Phase
-from .modes import Modes
+from .replay import Setting
 from .stages import StageModule
 
 __all__ = ["Surroundings"]
@@ -24,7 +25,7 @@ class Surroundings(NamedTuple):
         The stages, to be called with their input alone.
     input
         The first one's input.
-    modes
+    settings
         The modes in which the model calls them: it may enter autocast itself.
     seconds
         Time of all that is no stage.
@@ -43,7 +44,7 @@ class Surroundings(NamedTuple):
 
     stages: list[StageModule]
     input: Any
-    modes: Modes
+    settings: Sequence[Setting]
     seconds: float
     phases: dict[tuple[str, int], Phase]
     copies: dict[int, int]

@@ -32,6 +32,7 @@ from .segments import Slot
 from .stages import StageModule
 from .surroundings import Surroundings
 from .tracks import Track
+from .user_modes import UserModes
 
 __all__ = ["survey"]
 
@@ -86,7 +87,8 @@ def survey(
         if label[0] not in REPEATED or label not in phases or phase.peak > phases[label].peak:
             phases[label] = phase
     called, copies, gradients = trail.called(stages), traced.copies, traced.gradients
-    return Surroundings(called, trail.value, trail.modes, seconds, phases, copies, gradients)
+    settings = trail.modes, trail.user_modes
+    return Surroundings(called, trail.value, settings, seconds, phases, copies, gradients)
 
 
 def clear_gradients(model: nn.Module) -> None:
@@ -195,7 +197,7 @@ class SurveyTrail:
     ----------
     value
         The first stage's input.
-    modes
+    modes, user_modes
         Those of its first call.
     """
 
@@ -207,6 +209,7 @@ class SurveyTrail:
         self.track.begin(arguments)
         self.value = cut(self.track.value)
         self.modes = Modes.current([surveyor.device])
+        self.user_modes = UserModes.current()
         self.layouts = [*(surveyor.layouts or ())]
         self.lost: list[weakref.ref[Lost]] = []  # of the last call
         self.turns: list[Turn] = []
@@ -239,7 +242,7 @@ class SurveyTrail:
         if not any(map(self.track.place, tensors_of(arguments))):
             return function(*arguments[0], **arguments[1])
         self.begin_step()
-        step = self.track.bind(function, arguments)
+        step = self.track.bind(self.user_modes.bound(function), arguments)
         start = step_clock(self.surveyor.device)
         kept: list[Lost] = []
         with saved_tensors_hooks(partial(self.keep, kept), Lost.zeros):
@@ -258,7 +261,7 @@ class SurveyTrail:
         """Make the next call and keep nothing of it."""
         surveyor, number, track = self.surveyor, self.position, self.track
         self.begin_step()
-        step = track.bind(forward, arguments)
+        step = track.bind(self.user_modes.bound(forward), arguments)
         given = tensors_of(arguments)
         passed = {id(leaf): tensor for leaf, tensor in zip(step.leaves(), given, strict=True) if leaf is not None}
         made = iter([self.as_made(tensor) for leaf, tensor in zip(step.leaves(), given, strict=True) if leaf is None])

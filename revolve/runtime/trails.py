@@ -131,7 +131,7 @@ class PlannedTrail:
     def bind(self, forward: Callable[..., Any], arguments: Arguments) -> Step:
         """Note a call before it is made, and what the model has drawn since the one before."""
         watching = self.run.watching
-        step = self.track.bind(forward, arguments)
+        step = self.track.bind(self.run.user_modes.bound(forward), arguments)
         self.taken = [(alias, version_of(alias)) for alias in self.track.segment.side[len(self.versions) :]]
         now = watching.random.read_after(self.behind)
         if now != self.behind:
