@@ -88,7 +88,8 @@ class KnownStages:
         self.units = units_of(model.modules())
         for stage in self.stages:
             stops = set(units_of(stage.modules)) <= set(stage.functions)  # the hooks of those are not run again
-            stage.__dict__.update(units=units_with(model, stage.modules), stops_early=stops)
+            units = units_with(model, stage.modules)
+            stage.__dict__.update(units=units, stops_early=stops, owner=ModuleReference(model))
         inside = dict.fromkeys(module for stage in self.stages for module in stage.modules)
         self.tables = [(module._modules, list(module._modules.values())) for module in inside]
 

@@ -1,4 +1,4 @@
-"""What a run by a plan cannot be part of: refused when it begins, with what to do instead."""
+"""What a run by a plan cannot be part of, and what keeps a stage from being run again: with what to do instead."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .exceptions import ModelError
+from .exceptions import ModelError, RecomputeError
 
-__all__ = ["check_surroundings"]
+__all__ = ["changed_since", "changed_within", "check_surroundings"]
+
+COPY = (
+    "where the model's own forward reads and changes it, let it read a copy (buffer.clone()), or do both in one "
+    "module of its own"
+)
 
 
 def check_surroundings(modules: Iterable[nn.Module]) -> None:
@@ -31,3 +36,20 @@ def check_surroundings(modules: Iterable[nn.Module]) -> None:
             "a model with a plan cannot run inside torch.nn.utils.parametrize.cached(): a weight that is computed once "
             "for several stages cannot be computed again for one; call the model outside of it"
         )
+
+
+def changed_within(stage: str, what: str, *, taken: bool) -> RecomputeError:
+    """Return the error for a stage in whose run one of its parameters is changed, or a tensor that it has taken."""
+    if taken:
+        why = f"cannot be run again: it takes {what}, which is changed in place before the stage ends; {COPY}"
+        return RecomputeError(f"stage {stage!r} {why}")
+    why = f"changes {what} in its own forward, as Embedding(max_norm=...) does, so it cannot be run again"
+    return RecomputeError(f"stage {stage!r} {why}; change it outside of the model")
+
+
+def changed_since(stage: str, what: str, *, taken: bool) -> RecomputeError:
+    """Return the error for a stage that would have to be run again when something that it uses is not what it was."""
+    return RecomputeError(
+        f"stage {stage!r} cannot be run again: {what} has been changed in place since the forward pass; "
+        f"change parameters and buffers (optimizer.step()) after backward{f'; {COPY}' if taken else ''}"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import nn
 
-from revolve.storage.boundary import storages_by_key
+from revolve.storage.boundary import storage_keys, storages_by_key
 
 from .attributes import Spots
 from .exceptions import ModelError, PlanMismatch
@@ -80,7 +80,7 @@ class StageModule:
         ``activation`` maps its output to what of it counts as the next stage's input, if not all does.
         """
         twin = StageModule(self.name, functions)
-        names = ("modules", "units", "stops_early", "tables", "known", "hidden_sources")
+        names = ("modules", "units", "stops_early", "tables", "known", "hidden_sources", "owner")
         shared = {name: getattr(self, name) for name in names}
         twin.__dict__.update(shared, loose=(), loose_functions=(), activation=activation or self.activation)
         return twin
@@ -207,6 +207,20 @@ class StageModule:
         """Name a parameter or buffer in an error message."""
         number, module = self.module_of(place)
         return f"{place[1]} of module {number} ({type(module).__name__})"
+
+    @cached_property
+    def owner(self) -> Callable[[], nn.Module | None]:
+        """Return the model whose own forward may hand its buffers to the stage, None if there is none."""
+        return lambda: None
+
+    def name_of_loose(self, number: int) -> str:
+        """Name a tensor outside of modules in an error message; it may be one that the model's own forward takes."""
+        keys, model = storage_keys([self.loose[number]]), self.owner()
+        for path, module in () if model is None else model.named_modules():
+            for name, value in (*module._buffers.items(), *module._parameters.items(), *vars(module).items()):
+                if isinstance(value, torch.Tensor) and not keys.isdisjoint(storage_keys([value])):
+                    return f"{f'{path}.' if path else ''}{name} of the {type(model).__name__}"
+        return f"tensor {number} outside of modules"
 
 
 def check_model(model: Any) -> nn.Module:

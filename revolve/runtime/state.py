@@ -17,6 +17,7 @@ from revolve.storage.boundary import storages_by_key, version_of
 from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
+from .refusals import changed_since, changed_within
 from .replay import questions
 from .stages import StageModule
 from .tables import NOWHERE, Place, fill
@@ -161,7 +162,7 @@ class StageState:
 
     def name(self, places: frozenset[Place], loose: list[int]) -> str:
         """Name one of some places or loose tensors."""
-        return self.stage.name_of(min(places)) if places else f"tensor {loose[0]} outside of modules"
+        return self.stage.name_of(min(places)) if places else self.stage.name_of_loose(loose[0])
 
     def finish(self) -> frozenset[Place]:
         """Compare buffers and parameters after the first run; keep old values of buffers that changed.
@@ -186,10 +187,7 @@ class StageState:
         parameters, buffers = self.moved()
         loose = self.loose_touched()
         if parameters or loose:
-            raise RecomputeError(
-                f"stage {self.stage.name!r} changes {self.name(parameters, loose)} in its own forward, as "
-                "Embedding(max_norm=...) does, so it cannot be run again; change it outside of the model"
-            )
+            raise changed_within(self.stage.name, self.name(parameters, loose), taken=not parameters)
         if self.changing is None:
             self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)} | attributes
             self.before = {place: pair for place, pair in self.before.items() if place in self.changing}
@@ -223,10 +221,7 @@ class StageState:
         touched = frozenset(place for place in touched if not self.is_statistic(place))
         touched |= self.attributes_before().touched()
         if touched or loose:
-            raise RecomputeError(
-                f"stage {self.stage.name!r} cannot be run again: {self.name(touched, loose)} has been changed in place "
-                "since the forward pass; change parameters and buffers (optimizer.step()) after backward"
-            )
+            raise changed_since(self.stage.name, self.name(touched, loose), taken=not touched)
 
     def __enter__(self) -> StageState:
         """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""

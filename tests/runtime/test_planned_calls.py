@@ -100,6 +100,36 @@ def test_a_side_input_that_is_changed_in_place():
         loss_of(model(*sample)).backward()
 
 
+class Averaging(Layers):
+    """Reads a moving mean between its layers, and changes it at once or at the end."""
+
+    def __init__(self, when):
+        super().__init__(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)), None, 4)
+        self.when = when
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x - self.mean
+            if self.when == "at once":
+                self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+            x = layer(x)
+        if self.when == "at the end":
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("when", "reason"), [("at once", "which is changed in place before"), ("at the end", "has been changed in place")]
+)
+def test_a_buffer_that_the_models_own_forward_reads_and_changes(when, reason):
+    """The buffer is named, and what to do."""
+    model = Averaging(when)
+    revolve.checkpointed(model, forgetful_plan(revolve.measure(model, normal(4, 8))))
+    with pytest.raises(RecomputeError, match=rf"stage 'layers\.\d.* mean of the Averaging.*{reason}.*buffer\.clone"):
+        loss_of(model(normal(4, 8))).backward()
+
+
 def test_an_object_that_a_stage_may_change():
     model = Layers(Masked, lambda index, side: (side,))
     revolve.checkpointed(model, forgetful_plan(revolve.measure(model, (normal(4, 8), 0))))
