@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .glue import Function, Glue, recordable, suspended
+from .likeness import Likeness, uncompiled
 from .samples import Arguments
 
 __all__ = ["Follower", "Forward", "ModuleReference", "StandIn", "Trail"]
@@ -200,7 +201,7 @@ class Follower:
         return None
 
 
-class StandIn:
+class StandIn(Likeness):
     """Stands in for the ``forward`` of one module, on the instance.
 
     Parameters
@@ -234,13 +235,16 @@ class StandIn:
             if self.present is not None:
                 vars(module)["forward"] = self.present
 
-    @torch.compiler.disable
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module."""
+    def likeness(self) -> Forward:
+        """Return the forward."""
         module = self.module()
         assert module is not None
-        forward = self.present or type(module).forward.__get__(module)
-        return getattr(self.follower, self.task)(module, forward, (args, kwargs))
+        return self.present or type(module).forward.__get__(module)
+
+    @uncompiled
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module."""
+        return getattr(self.follower, self.task)(self.module(), self.likeness(), (args, kwargs))
 
 
 def runs(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from revolve.storage.boundary import tensors_of
 
 from .executor import Run
 from .layout import Layout
+from .likeness import Likeness, uncompiled
 from .measurement import bytes_seen, measure_children
 from .program import Program
 from .refusals import check_surroundings
@@ -58,7 +59,7 @@ class Planned:
         return {**self.__dict__, "layout": None}
 
 
-class Runner:
+class Runner(Likeness):
     """Stands in for the ``forward`` of one model instance.
 
     It refers to the model's children, not to the model, so that it makes no reference cycle and
@@ -85,7 +86,11 @@ class Runner:
         """Return the plan that was given."""
         return self.given.plan
 
-    @torch.compiler.disable
+    def likeness(self) -> Callable[..., Any]:
+        """Return the forward of an nn.Sequential."""
+        return nn.Sequential().forward
+
+    @uncompiled
     def __call__(self, input: Any) -> Any:
         """Run the model: by a plan in training, untouched in eval mode, under no_grad and where nothing is computed."""
         children = [child for child in self.children.values() if child is not None]
@@ -175,5 +180,7 @@ def requires_grad(value: Any) -> bool:
 
 
 def abstract(value: Any) -> bool:
-    """Whether an input only has shapes, as in the dry runs of pipelines and tracers."""
-    return any(t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors_of(value))
+    """Whether nothing is trained: an input only has shapes, as in the dry runs of pipelines, or torch.jit traces."""
+    return torch._C._is_tracing() or any(
+        t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors_of(value)
+    )

@@ -1,0 +1,51 @@
+"""What stands in for a forward looks like it to tools that read functions: their signature, where their code stands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+
+__all__ = ["Likeness", "uncompiled"]
+
+REASON = "the model has a revolve plan, which is not compiled: call revolve.restore(model) before it is exported"
+
+
+class Likeness:
+    """Has the signature and the code of another function: transformers' Trainer and ``torch.export`` ask for them."""
+
+    def likeness(self) -> Callable[..., Any]:
+        """Return the function that this looks like."""
+        raise NotImplementedError
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.likeness())
+
+    @property
+    def __code__(self) -> CodeType:
+        code: CodeType = self.likeness().__code__
+        return code
+
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        """Refuse to be read as source code.
+
+        Raises
+        ------
+        AttributeError
+            Always: ``torch.jit.script`` would leave the plan out.
+        """
+        raise AttributeError(
+            "torch.jit.script reads the source of a forward, and this model's is replaced by a revolve plan; call "
+            "revolve.restore(model) first"
+        )
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function be a break in what torch compiles, with the reason; where none may be, the reason is the error."""
+    disabled: Callable[..., Any] = torch.compiler.disable(function, reason=REASON)
+    return disabled
