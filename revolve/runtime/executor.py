@@ -121,7 +121,8 @@ class Run:
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
         if self.program.formats:
-            self.encoding = Encoding(self.program.chain, self.program.slack, storage_keys(value), self.habits.strain)
+            program, own = self.program, storage_keys(value)
+            self.encoding = Encoding(self.stages, program.chain, program.slack, own, self.habits.strain)
         # Other processes, or hooks around the model, would have to take part if stages were looked at again.
         apart = apart or self.enclosing is not None or (distributed.is_available() and distributed.is_initialized())
         drawing: list[bool | None] = [None] * len(self.stages) if apart else self.habits.drawing
@@ -137,14 +138,12 @@ class Run:
         """Open the first run of the next stage; what runs under its hooks belongs to it.
 
         Its state is that of when its input is received. The value is needed only for a stage that is saved in another
-        format than dense.
+        format than dense: ``Inputs`` that grow do as well.
         """
         index = len(self.states)
         action = self.program.runs[index]
         if self.watching.drawing[index] is not False:
             self.watching.reach(index)
-        if type(action) is Save and action.format != "dense":
-            self.follow_sweep(value)  # a form that is stored is not encoded again
         keep = self.keep(action, value, self.enclosing)
         return FirstRun(index, keep, hooked(self.packers[index].record(self, keep=keep)), graph_clock())
 

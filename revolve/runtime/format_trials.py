@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,86 +11,21 @@ import torch
 from revolve.schedules.costs import StorageCosts
 from revolve.storage.accounts import Account, Allowance, reserve_of
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
-from revolve.storage.codecs import Codec, Form
+from revolve.storage.codecs import Codec
 from revolve.storage.shared_forms import EncodedTensor, Forms, FormSnapshot, SharedForm
 
 from .allocations import Phase, Tracer, trace_allocations
-from .bench import GENERATOR_BYTES, Bench, extra, one_sum, reverse, step_clock
+from .bench import GENERATOR_BYTES, Bench, extra, one_sum, reverse
 from .encoding import Encoder
+from .inputs import Inputs, held_anyway
 from .isolation import gradients_present
 from .saving import Kept, Packer
+from .timed_codecs import TimedCodec, count_elsewhere
 
 __all__ = ["measure_format"]
 
 REPEATS = 3
 Fields = dict[str, Any]  # sizes of a stage, by the names of ``Stage``
-
-
-class TimedForm:
-    """A form that notes how long it takes to decode and to release it, and knows how long it took to make it.
-
-    Attributes
-    ----------
-    encoding
-        Seconds that it took to make it.
-    elsewhere
-        Whether making and releasing it is counted elsewhere.
-    """
-
-    def __init__(self, form: Form, codec: TimedCodec, encoding: float) -> None:
-        self.form = form
-        self.nbytes = form.nbytes
-        self.codec = codec
-        self.encoding = encoding
-        self.elsewhere = False
-
-    def __del__(self) -> None:
-        start = self.codec.clock()
-        del self.form  # removing a file takes as long as half of writing it
-        if not self.elsewhere:
-            self.codec.encoding += self.codec.clock() - start
-
-    def decode(self) -> torch.Tensor:
-        """Decode the form."""
-        start = self.codec.clock()
-        tensor = self.form.decode()
-        self.codec.decoding += self.codec.clock() - start
-        return tensor
-
-
-class TimedCodec:
-    """A codec that notes how long it takes.
-
-    Parameters
-    ----------
-    codec
-        The codec.
-    device
-        Where the tensors are.
-
-    Attributes
-    ----------
-    encoding, decoding
-        Seconds since they were set to 0; releasing a form counts as encoding, since both happen once.
-    """
-
-    def __init__(self, codec: Codec, device: torch.device) -> None:
-        self.codec = codec
-        self.device = device
-        self.name, self.lossless, self.varies, self.waits = codec.name, codec.lossless, codec.varies, codec.waits
-        self.encoding = self.decoding = 0.0
-
-    def clock(self) -> float:
-        """Return seconds; those of waiting for a disk count, too."""
-        return time.perf_counter() if self.waits else step_clock(self.device)
-
-    def encode(self, flat: torch.Tensor, allow: Callable[[int], None]) -> TimedForm | None:
-        """Encode a storage."""
-        start = self.clock()
-        form = self.codec.encode(flat, allow)
-        spent = self.clock() - start
-        self.encoding += spent
-        return None if form is None else TimedForm(form, self, spent)
 
 
 class ActivationTrial:
@@ -101,19 +35,19 @@ class ActivationTrial:
     ----------
     value
         The activation.
-    codec, own
-        The format, and identities of the storages of the model's input.
+    codec, own, held
+        The format, and identities of the storages of the model's input, and of what is held anyway.
     tracer
         Of the trace.
     """
 
     PHASES = 3
 
-    def __init__(self, value: Any, codec: TimedCodec, own: set[int], tracer: Tracer) -> None:
+    def __init__(self, value: Any, codec: TimedCodec, own: set[int], held: set[int], tracer: Tracer) -> None:
         self.account = free_account()
-        self.dense_bytes = bytes_of(value, own)
+        self.dense_bytes = bytes_of(value, own | held)
         tracer.mark()
-        snapshot = FormSnapshot(value, codec, Forms(own), self.account)
+        snapshot = FormSnapshot(value, codec, Forms(own), self.account, held)
         tracer.mark()
         snapshot.load()
         tracer.mark()
@@ -139,7 +73,7 @@ class ModeTrial:
 
     Parameters
     ----------
-    bench, value
+    bench, value, inputs
         The stage and its input.
     codec, own
         The format, and identities of the storages of the model's input.
@@ -152,24 +86,35 @@ class ModeTrial:
     PHASES = 4
 
     def __init__(
-        self, bench: Bench, value: Any, codec: TimedCodec, own: set[int], encoded: tuple[bool, bool], tracer: Tracer
+        self,
+        bench: Bench,
+        value: Any,
+        inputs: Inputs,
+        codec: TimedCodec,
+        own: set[int],
+        encoded: tuple[bool, bool],
+        tracer: Tracer,
     ) -> None:
         forms = Forms(own)
         with gradients_present(bench.stage, bench.later) as parameters:
             leaf = cut(value)
             tracer.mark()
-            output, packer = run_in_format(bench, leaf, codec, forms, encoded)
+            output, packer = run_in_format(bench, leaf, inputs, codec, forms, encoded)
             tracer.mark()
             shared = kept_forms(packer)
-            outside = {id(form) for t in (*tensors_of(leaf), *tensors_of(output)) if (form := forms.find(t, codec))}
+            given = bench.stage.activation(output)
+            outside = {id(form) for form in forms_outside(forms, codec, leaf, given)}
             inside = [form for form in shared if id(form) not in outside]
             self.outside_bytes = sum(form.form.nbytes for form in shared if id(form) in outside)
             self.reserve = sum(reserve_of(f.dense_bytes, f.form.nbytes) for f in inside) if codec.varies else 0
-            self.fresh_bytes = bytes_of(output, storage_keys(leaf))
+            keys = storage_keys(leaf)
+            self.fresh_bytes = bytes_of(given, keys)
+            self.besides_bytes = bytes_of(output, keys) - self.fresh_bytes
+            self.again_bytes = bytes_again(packer, output, storage_keys(given) | keys | own)
             self.late_bytes = bytes_of((leaf, output)) if bench.late else 0  # not in the format, as the chain has it
             self.gradient_bytes = bytes_of([t for t in tensors_of(output) if t.requires_grad])
             target = one_sum(output)
-            del output, shared, inside
+            del output, given, shared, inside
             tracer.mark()
             if target is not None:
                 reverse([target], [torch.ones_like(target)], leaf, parameters)
@@ -178,9 +123,10 @@ class ModeTrial:
     def sizes(self, phases: Sequence[Phase]) -> tuple[int, int, int]:
         """Return saved_bytes, save_extra and backward_extra."""
         _, save, _, backward = phases
-        left = save.end - save.start
-        saved_bytes = max(0, left - self.fresh_bytes - self.outside_bytes) + self.reserve + self.late_bytes
-        return saved_bytes, max(GENERATOR_BYTES, extra(save, left)), extra(backward, self.gradient_bytes)
+        left = save.end - save.start - self.besides_bytes
+        saved_bytes = max(0, left - self.fresh_bytes - self.outside_bytes) + self.again_bytes
+        save_extra = max(GENERATOR_BYTES, extra(save, left + self.again_bytes))
+        return saved_bytes + self.reserve + self.late_bytes, save_extra, extra(backward, self.gradient_bytes)
 
 
 def free_account() -> Account:
@@ -189,16 +135,31 @@ def free_account() -> Account:
 
 
 def run_in_format(
-    bench: Bench, leaf: Any, codec: TimedCodec, forms: Forms, encoded: tuple[bool, bool]
+    bench: Bench, leaf: Any, inputs: Inputs, codec: TimedCodec, forms: Forms, encoded: tuple[bool, bool]
 ) -> tuple[Any, Packer]:
-    """Save a stage in a format; return its output with the graph, and what was packed."""
+    """Save a stage in a format; return its output with the graph, and what was packed.
+
+    What it gives besides the next stage's input is held by others, and dense.
+    """
     if bench.late:
         return bench.run(leaf, keep=Kept)
-    dense = frozenset() if encoded[0] else frozenset(storage_keys(leaf))
-    encoder = Encoder(codec, forms, free_account(), dense, dense_output=not encoded[1])
+    encoder = Encoder(codec, forms, free_account(), inputs, encoded_input=encoded[0], encoded_output=encoded[1])
     output, packer = bench.run(leaf, keep=encoder)
+    counted = storage_keys(bench.stage.activation(output))
+    encoder.refer([t for t in tensors_of(output) if storage_keys(t).isdisjoint(counted)], packer.live())
     encoder.finish(output, packer.live())
     return output, packer
+
+
+def forms_outside(forms: Forms, codec: TimedCodec, leaf: Any, given: Any) -> list[SharedForm]:
+    """Return the forms of a stage's input and output, which count as those."""
+    return [form for t in (*tensors_of(leaf), *tensors_of(given)) if (form := forms.find(t, codec)) is not None]
+
+
+def bytes_again(packer: Packer, output: Any, counted: set[int]) -> int:
+    """Return the bytes that a stage saves, dense, of what it gives besides: anew, where it is run again."""
+    dense = [holder.kept.get() for holder in packer.live() if isinstance(holder.kept, Kept)]
+    return bytes_of(output) - bytes_of(output, (storage_keys(dense) & storage_keys(output)) - counted)
 
 
 def kept_forms(packer: Packer) -> list[SharedForm]:
@@ -235,11 +196,11 @@ def measure_format(
     return StorageCosts(stored, (*store, 0.0), (*load, 0.0), saved_bytes, encode, decode, save_extra, backward_extra)
 
 
-def walk(benches: Sequence[Bench], sample: Any) -> Iterator[tuple[Bench, Any]]:
-    """Yield every stage and its input, in order."""
-    value = cut(sample)
+def walk(benches: Sequence[Bench], sample: Any) -> Iterator[tuple[Bench, Any, Inputs]]:
+    """Yield every stage, its input, and what it takes, in order."""
+    value, stages = cut(sample), [bench.stage for bench in benches]
     for bench in benches:
-        yield bench, value
+        yield bench, value, Inputs.of(stages, bench.index, value)
         output, _ = bench.run(cut(value), keep=None)
         value = cut(output)
         del output
@@ -251,9 +212,11 @@ def size_activations(
     """Return the bytes to plan for each of x_0 .. x_L, and whether it is worth while; x_0 and x_L are never stored."""
     trials = []
     with trace_allocations(codec.device) as tracer:
-        for bench, value in walk(benches, sample):
+        stages = [bench.stage for bench in benches]
+        for bench, value, _ in walk(benches, sample):
             if bench.index:
-                trials.append(ActivationTrial(value, codec, own, tracer))
+                held = held_anyway(stages, bench.index, value)
+                trials.append(ActivationTrial(value, codec, own, held, tracer))
         output_bytes = bytes_of(value, own)  # of the last stage's input: never used, since x_L is not stored
     count = ActivationTrial.PHASES
     stored = [
@@ -284,9 +247,9 @@ def size_modes(
     """Return saved_bytes, save_extra and backward_extra of every stage."""
     trials = []
     with trace_allocations(codec.device) as tracer:
-        for bench, value in walk(benches, sample):
+        for bench, value, inputs in walk(benches, sample):
             around = encoded[bench.index], encoded[bench.index + 1]
-            trials.append(ModeTrial(bench, value, codec, own, around, tracer))
+            trials.append(ModeTrial(bench, value, inputs, codec, own, around, tracer))
     count = ModeTrial.PHASES
     return [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
 
@@ -295,34 +258,30 @@ def time_stages(
     codec: TimedCodec, benches: Sequence[Bench], sample: Any, own: set[int], encoded: Sequence[bool]
 ) -> Iterator[tuple[float, float, float, float]]:
     """Yield for every stage the seconds to store its input, to load it, to encode and to decode what it saves."""
-    for bench, value in walk(benches, sample):
+    stages = [bench.stage for bench in benches]
+    for bench, value, inputs in walk(benches, sample):
         codec.encoding = codec.decoding = 0.0
         if bench.index:
-            FormSnapshot(value, codec, Forms(own), free_account()).load()
+            held = held_anyway(stages, bench.index, value)
+            FormSnapshot(value, codec, Forms(own), free_account(), held).load()
         store, load = codec.encoding, codec.decoding
-        yield store, load, *time_mode(codec, bench, value, own, (encoded[bench.index], encoded[bench.index + 1]))
+        around = encoded[bench.index], encoded[bench.index + 1]
+        yield store, load, *time_mode(codec, bench, value, inputs, own, around)
 
 
 def time_mode(
-    codec: TimedCodec, bench: Bench, value: Any, own: set[int], encoded: tuple[bool, bool]
+    codec: TimedCodec, bench: Bench, value: Any, inputs: Inputs, own: set[int], encoded: tuple[bool, bool]
 ) -> tuple[float, float]:
     """Return the seconds to encode what a stage saves but for its input and output, and to decode all of it."""
     forms = Forms(own)
     with gradients_present(bench.stage, bench.later) as parameters:
         leaf = cut(value)
         codec.encoding = codec.decoding = 0.0
-        output, _packer = run_in_format(bench, leaf, codec, forms, encoded)
-        outside = {id(f): f for t in (*tensors_of(leaf), *tensors_of(output)) if (f := forms.find(t, codec))}
+        output, _packer = run_in_format(bench, leaf, inputs, codec, forms, encoded)
+        outside = {id(form): form for form in forms_outside(forms, codec, leaf, bench.stage.activation(output))}
         elsewhere = sum(count_elsewhere(shared.form) for shared in outside.values())
         roots = [t for t in tensors_of(output) if t.requires_grad]
         del output, outside
         reverse(roots, [torch.ones_like(root) for root in roots], leaf, parameters)
         del roots, _packer
         return max(0.0, codec.encoding - elsewhere), codec.decoding
-
-
-def count_elsewhere(form: Form) -> float:
-    """Return the seconds that it took to make a form whose costs count elsewhere."""
-    assert isinstance(form, TimedForm)
-    form.elsewhere = True
-    return form.encoding

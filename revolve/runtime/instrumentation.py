@@ -116,9 +116,10 @@ def plan_again(model: nn.Module, given: Plan, arguments: Arguments) -> Plan:
         If that cannot be done; the message names the arguments.
     """
     assert given.budget is not None
-    measured = measure(model, GivenCall(*arguments))
+    formats = tuple(given.chain.formats)
+    measured = measure(model, GivenCall(*arguments), formats=formats)
     try:
-        return solve(with_loss_of(given.chain, measured), tolerance="auto").plan(given.budget)
+        return solve(with_loss_of(given.chain, measured), formats, tolerance="auto").plan(given.budget)
     except InfeasibleBudget as error:
         error.add_note(
             f"the model was planned for another call, and called with {describe_input(arguments)}; call it with "

@@ -24,10 +24,12 @@ from .program import Program
 from .refusals import check_surroundings
 from .runner import abstract
 from .samples import Arguments
+from .scouting import scout
 from .sharding import agreed, refuse_flat, units_of, units_with
 from .situations import Situation, describe_input
 from .stages import StageModule
 from .state import Habits
+from .tracks import Passed
 from .trails import PlannedTrail
 
 __all__ = ["PlannedChain", "chain_of", "remember_sample", "run_plainly"]
@@ -38,6 +40,9 @@ KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], KnownStages]] = WeakKe
 
 # Shapes of the samples that models were measured with, by the names of the stages and the first one's input bytes.
 SAMPLES: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, ...], int], Shapes]] = WeakKeyDictionary()
+
+# What passes between their stages, by the names of these.
+PASSED: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[Passed]]] = WeakKeyDictionary()
 
 # Calls that are planned for at most; then the least recently used one is forgotten.
 CACHE_SIZE = 16
@@ -135,6 +140,7 @@ class PlannedChain(Follower):
         self.shapes = SAMPLES.get(model, {}).get(
             (self.names, plan.chain.input_bytes)
         )  # of the sample, where it is known
+        self.passed = [*PASSED.get(model, {}).get(self.names, ())]  # nothing where it is not known
         self.fitting: list[Situation] = []  # calls of the model that the plan serves
         self.bound = False  # one of them takes as much as the plan was made for
         self.larger: set[Situation] = set()  # calls that take more
@@ -179,27 +185,45 @@ class PlannedChain(Follower):
 
     def enclose(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
         """Run a module that has stages inside; the model itself by another plan, where this one does not serve."""
-        if module is not self.owner() or self.plan.budget is None or self.scope() is not None:
+        asking = self.plan.budget is not None or self.program.formats
+        if module is not self.owner() or not asking or self.scope() is not None:
             return super().enclose(module, forward, arguments)
-        stages = self.planned_stages(arguments)
-        situation = Situation.current(stages, arguments) if stages else None
-        other = None if situation is None else self.choose(module, situation, arguments)
+        situation, other = self.find_other(module, arguments)
         if other is not None:
             with self.resting(), other.following():
                 return Follower.enclose(other, module, forward, arguments)
+        if situation is not None and self.program.formats and not self.passed:
+            with self.resting():
+                called = [called for reference in self.modules if (called := reference()) is not None]
+                self.passed += scout(module, called, self.paths, arguments)
         self.present = situation
         try:
             return super().enclose(module, forward, arguments)
         finally:
             self.present = None
 
+    def find_other(self, model: nn.Module, arguments: Arguments) -> tuple[Situation | None, PlannedChain | None]:
+        """Return what a call is like, where it is to be planned, and what runs it instead, where this plan does not."""
+        stages = self.planned_stages(arguments)
+        situation = Situation.current(stages, arguments) if stages else None
+        return situation, None if situation is None else self.choose(model, situation, arguments)
+
+    def plan_for(self, model: nn.Module, arguments: Arguments) -> Plan:
+        """Return the plan that a call runs by; where there is none yet it is made."""
+        _, other = self.find_other(model, arguments)
+        return self.plan if other is None else other.plan
+
     def choose(self, model: nn.Module, situation: Situation, arguments: Arguments) -> PlannedChain | None:
-        """Return what runs a call instead; None where this plan serves it, or where that will only be seen."""
+        """Return what runs a call instead; None where this plan serves it, or where that will only be seen.
+
+        Where tensors were nearly as dense as a plan has room for, its next call is planned for anew.
+        """
         known = self.bound or situation in self.larger or not self.within(situation)
         sharded = self.known is not None  # cannot be measured
-        if sharded or not known or self.serves(situation):
+        fits = not self.habits.strained and (not known or self.serves(situation))
+        if self.plan.budget is None or sharded or fits:
             return None
-        if situation not in self.others:
+        if situation not in self.others or self.others[situation].habits.strained:
             with self.resting():
                 plan = self.plan_again(model, self.plan, arguments)
             self.others[situation] = PlannedChain(model, plan, self.plan_again)
@@ -226,7 +250,7 @@ class PlannedChain(Follower):
             return None
         check_surroundings(module for stage in stages for module in stage.modules)
         self.compare(arguments)
-        return PlannedTrail(stages, self.paths, self.program, self.habits, arguments)
+        return PlannedTrail(stages, self.paths, self.program, self.habits, arguments, self.passed)
 
     def compare(self, arguments: Arguments) -> None:
         """Find out whether a call fits the plan: by what the first stage takes, which is all that a plan knows."""
@@ -259,10 +283,14 @@ class PlannedChain(Follower):
         return torch.is_grad_enabled() and same and not trail.failed
 
 
-def remember_sample(model: nn.Module, chain: Chain, arguments: Arguments) -> None:
-    """Remember with what a model was measured, for plans on it: a chain tells only the bytes of its first input."""
-    key = tuple(stage.name for stage in chain.stages), chain.input_bytes
-    SAMPLES.setdefault(model, {})[key] = tuple(tensor.shape for tensor in tensors_of(arguments))
+def remember_sample(model: nn.Module, chain: Chain, arguments: Arguments, passed: Sequence[Passed]) -> None:
+    """Remember what a model was measured with, and what was seen to pass between its stages, for plans on it.
+
+    A chain tells only the bytes of its first input.
+    """
+    names = tuple(stage.name for stage in chain.stages)
+    SAMPLES.setdefault(model, {})[names, chain.input_bytes] = tuple(tensor.shape for tensor in tensors_of(arguments))
+    PASSED.setdefault(model, {})[names] = [*passed]
 
 
 def chain_of(model: nn.Module) -> PlannedChain | None:

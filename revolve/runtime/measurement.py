@@ -39,6 +39,7 @@ __all__ = [
     "bytes_seen",
     "copy_of",
     "default_loss",
+    "find_codecs",
     "find_stages",
     "measure_children",
     "measure_stages",

@@ -23,6 +23,7 @@ from .measurement import (
     Progress,
     copy_of,
     default_loss,
+    find_codecs,
     measure_children,
     measure_stages,
     refuse_sharded,
@@ -63,8 +64,7 @@ def measure(
     loss
         Maps the output to a scalar; default the output's own ``loss``, else half the mean square.
     formats
-        Storage formats to try on checkpoints and saved tensors: ``"bitmap"``, ``"bf16"`` ... (docs/storage.md); of an
-        nn.Sequential only.
+        Storage formats to try on checkpoints and saved tensors: ``"bitmap"``, ``"bf16"`` ... (docs/storage.md).
     progress
         Called with stages done, stages in all, and the name of the next one.
     mode
@@ -132,20 +132,18 @@ def run_stages(
     """Measure the stages of a model by running them."""
     if is_plain_sequential(model):
         return measure_children(model._modules, sample, type(model).__name__, loss, progress, formats)
-    others = [name for name in formats if name != "dense"]
-    if others:
-        raise MeasurementError(
-            f"formats={list(formats)!r}: stages of a {type(model).__name__}, which runs them itself, are kept dense; "
-            f"leave out {others[0]!r}, or write the model as an nn.Sequential"
-        )
-    return measure_module(model, sample, loss or default_loss, progress)
+    return measure_module(model, sample, loss or default_loss, progress, formats)
 
 
 def measure_module(
-    model: nn.Module, sample: Any, loss: Callable[[Any], torch.Tensor], progress: Progress | None
+    model: nn.Module,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor],
+    progress: Progress | None,
+    formats: Sequence[str] = (),
 ) -> Chain:
     """Measure a module that runs its stages itself."""
-    whole = StageModule(type(model).__name__, (model,))
+    whole, codecs = StageModule(type(model).__name__, (model,)), find_codecs(formats)
     refuse_sharded([whole])
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     arguments = arguments_of(model, sample)
@@ -160,8 +158,8 @@ def measure_module(
                 setting.enter(stack)
             additions = belongings.additions()
             chain = measure_stages(
-                surroundings.stages, surroundings.input, None, progress, whole.name, additions=additions
+                surroundings.stages, surroundings.input, None, progress, whole.name, codecs, additions
             )
         chain = surroundings.around(chain)
-    remember_sample(model, chain, arguments)
+    remember_sample(model, chain, arguments, surroundings.passed)
     return chain

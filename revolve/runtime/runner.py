@@ -22,6 +22,7 @@ from .likeness import Likeness, uncompiled
 from .measurement import bytes_seen, measure_children
 from .program import Program
 from .refusals import check_surroundings
+from .samples import Arguments
 from .sharding import agreed
 from .situations import Situation, describe_input
 from .state import Habits
@@ -102,6 +103,10 @@ class Runner(Likeness):
         for child in children:
             input = child(input)
         return input
+
+    def plan_for(self, model: nn.Module, arguments: Arguments) -> Plan:
+        """Return the plan that a call runs by; where there is none yet it is made."""
+        return self.choose(arguments[0][0]).plan
 
     def choose(self, input: Any) -> Planned:
         """Return the plan for a call, from earlier calls if there is one."""

@@ -170,9 +170,9 @@ class Packer:
         self.holders: list[weakref.ref[Holder]] = []
         self.signatures: list[Signature] = []
 
-    def live(self) -> list[Holder]:
-        """Return the holders that the graph still owns."""
-        return [holder for reference in self.holders if (holder := reference()) is not None]
+    def live(self, start: int = 0) -> list[Holder]:
+        """Return the holders that the graph still owns, from some position on."""
+        return [holder for reference in self.holders[start:] if (holder := reference()) is not None]
 
     def last(self) -> int:
         """Return the position of the last holder that the graph still owns, -1 if there is none."""

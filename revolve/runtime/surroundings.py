@@ -8,10 +8,12 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from revolve.schedules.chain import Chain, Stage
+from revolve.schedules.costs import StorageCosts
 
 from .allocations import Phase
 from .replay import Setting
 from .stages import StageModule
+from .tracks import Passed
 
 __all__ = ["Surroundings"]
 
@@ -40,6 +42,8 @@ class Surroundings(NamedTuple):
     gradients
         Bytes of the elements of the gradients that each stage's backward begins with: fewer than the chain's where its
         output is a view of a larger storage.
+    passed
+        What passes between the stages.
     """
 
     stages: list[StageModule]
@@ -49,21 +53,46 @@ class Surroundings(NamedTuple):
     phases: dict[tuple[str, int], Phase]
     copies: dict[int, int]
     gradients: dict[int, int]
+    passed: list[Passed]
 
     def around(self, chain: Chain) -> Chain:
         """Return a chain with the peaks and times of a whole step."""
         last = len(chain) - 1
+        formats = {name: self.costs_around(chain, name) for name in chain.formats}
         chain = replace(chain, stages=(*chain.stages[:-1], give_away(chain.stages[-1])))
         output = chain.activation_bytes(last + 1)
-        returning = [self.returning(chain, index) for index in range(last + 1)]
-        still = list(accumulate(reversed(returning), max))[::-1]  # a stage is run again before its backward
-        stages = [
-            surround(self.return_from(chain, i, returning[i]), still[i], *self.going(chain, i)) for i in range(last + 1)
-        ]
-        stages[0] = self.end_in(stages[0], chain, output)
         tail = self.phases.get(("back", last), self.phases["done", 0])
         extra = chain.loss_extra + max(0, tail.peak - 2 * output)
-        return replace(chain, stages=tuple(stages), loss_extra=extra, loss_time=self.seconds)
+        stages = self.stages_around(chain)
+        return replace(chain, stages=stages, formats=formats, loss_extra=extra, loss_time=self.seconds)
+
+    def stages_around(self, chain: Chain) -> tuple[Stage, ...]:
+        """Return the stages of a chain, whose output is given away, with the peaks of a whole step."""
+        returning = [self.returning(chain, index) for index in range(len(chain))]
+        still = list(accumulate(reversed(returning), max))[::-1]  # a stage is run again before its backward
+        stages = [
+            surround(self.return_from(chain, i, returning[i]), still[i], *self.going(chain, i))
+            for i in range(len(chain))
+        ]
+        stages[0] = self.end_in(stages[0], chain, chain.activation_bytes(len(chain)))
+        return tuple(stages)
+
+    def costs_around(self, chain: Chain, format_: str) -> StorageCosts:
+        """Return the costs of a format with the peaks of a whole step: those of stages that save as much and as long.
+
+        Where the output of a stage is kept in the format, what is not would be held besides.
+        """
+        costs = chain.formats[format_]
+        if not costs.saves:
+            return costs
+        stages = []
+        for index, stage in enumerate(chain.stages):
+            mode, dense = costs.save_mode(index), not chain.encoded(format_, index + 1)
+            sizes = {name: getattr(mode, name) for name in ("saved_bytes", "save_extra", "backward_extra")}
+            stages.append(replace(stage, **sizes, saves_output=stage.saves_output and dense))
+        around = self.stages_around(replace(chain, stages=(*stages[:-1], give_away(stages[-1]))))
+        save_extra, backward_extra = zip(*((stage.save_extra, stage.backward_extra) for stage in around), strict=True)
+        return replace(costs, save_extra=save_extra, backward_extra=backward_extra)
 
     def going(self, chain: Chain, index: int) -> tuple[int, int]:
         """Return bytes held besides a stage's input at its beginning, and the peak in and behind it besides its output.

@@ -86,9 +86,9 @@ def survey(
     for label, phase in zip(traced.labels, traced.tracer.phases, strict=True):
         if label[0] not in REPEATED or label not in phases or phase.peak > phases[label].peak:
             phases[label] = phase
-    called, copies, gradients = trail.called(stages), traced.copies, traced.gradients
-    settings = trail.modes, trail.user_modes
-    return Surroundings(called, trail.value, settings, seconds, phases, copies, gradients)
+    passed, copies, gradients = trail.track.passed(), traced.copies, traced.gradients
+    called, settings = trail.called(stages), (trail.modes, trail.user_modes)
+    return Surroundings(called, trail.value, settings, seconds, phases, copies, gradients, passed)
 
 
 def clear_gradients(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,12 @@ import torch
 from revolve.storage.boundary import cut_tensor, map_tensors, storage_keys, tensors_of, version_of, versions_of
 
 from .exceptions import RecomputeError
+from .inputs import Inputs
 from .samples import Arguments
 from .segments import Segment, Slot, Step
 from .sharding import original
 
-__all__ = ["Track"]
+__all__ = ["Passed", "Track"]
 
 
 class Place(NamedTuple):
@@ -38,6 +39,19 @@ class Place(NamedTuple):
     module: bool = True
 
 
+class Passed(NamedTuple):
+    """What other stages take of the tensors that one has made, by number.
+
+    Attributes
+    ----------
+    picks, held
+        What the next stage takes, and what later ones hold.
+    """
+
+    picks: frozenset[int]
+    held: frozenset[int]
+
+
 class Track:
     """Follows the tensors of one forward pass along a chain.
 
@@ -45,6 +59,8 @@ class Track:
     ----------
     stages
         For each stage the paths of the modules that it calls.
+    passed
+        What was seen to pass between stages; nothing where that is not known.
 
     Attributes
     ----------
@@ -54,11 +70,16 @@ class Track:
         Number of the present one.
     values
         What it has taken of the one before; complete when its first module has been called.
+    inputs
+        The storages of these, and of what comes from elsewhere.
     """
 
-    def __init__(self, stages: Sequence[Sequence[str]]) -> None:
+    def __init__(self, stages: Sequence[Sequence[str]], passed: Sequence[Passed] = ()) -> None:
         self.segments = [Segment(calls) for calls in stages]
+        for segment, known in zip(self.segments, passed, strict=False):
+            segment.held = dict.fromkeys(known.held)
         self.stage = 0
+        self.inputs = Inputs()
         self.values: list[torch.Tensor] = []
         self.versions: list[int] = []  # of these, when they were taken
         self.aliases: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
@@ -92,6 +113,7 @@ class Track:
             self.values.append(tensor)
             self.versions.append(version_of(tensor))
             self.places[id(tensor)] = Place(weakref.ref(tensor), version_of(tensor), -1, len(self.values) - 1)
+        self.inputs.passing |= storage_keys(self.values)
 
     def bind(self, forward: Callable[..., Any], arguments: Arguments) -> Step:
         """Note a call of the present stage, before it is made."""
@@ -121,6 +143,7 @@ class Track:
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self.aliases[id(tensor)] = weakref.ref(tensor), version_of(tensor), cut_tensor(tensor)
             self.segment.side.append(known[2])
+            self.inputs.held |= storage_keys(known[2])
         return known[2]
 
     def position(self, number: int, tensor: torch.Tensor) -> int | None:
@@ -135,7 +158,13 @@ class Track:
             picks.append(number)
             self.values.append(tensor)
             self.versions.append(version_of(tensor))
+            self.enter(tensor, number)
         return picks.index(number)
+
+    def enter(self, tensor: torch.Tensor, number: int | None) -> None:
+        """Note the storage of what the present stage takes of the one before, by its number there."""
+        held = number is not None and number in self.segments[self.stage - 1].held
+        (self.inputs.held if held else self.inputs.passing).update(storage_keys(tensor))
 
     def foreign(self, arguments: Arguments) -> bool:
         """Whether the call that was bound has changed memory that the present stage has not made."""
@@ -163,6 +192,11 @@ class Track:
         self.aliases = {}
         if picks is not None:
             del picks[count:], self.values[count:], self.versions[count:]
+        self.inputs.passing.clear()
+        self.inputs.held.clear()
+        self.inputs.held |= storage_keys(self.segment.side)
+        for position, tensor in enumerate(self.values):
+            self.enter(tensor, None if picks is None else picks[position])
 
     def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
         """Note a call that has been made, and what it has given and changed."""
@@ -179,6 +213,19 @@ class Track:
             self.places[id(tensor)] = Place(weakref.ref(tensor), version_of(tensor), self.stage, number, module)
         segment.made += len(given)
 
+    def passed(self) -> list[Passed]:
+        """Return what has passed between the stages."""
+        found = []
+        for segment in self.segments:
+            held = frozenset(number for number, alias in segment.held.items() if alias is not None)
+            found.append(Passed(frozenset(segment.picks or ()), held))
+        return found
+
+    def living(self, numbers: Container[int]) -> list[torch.Tensor]:
+        """Return those of some tensors of the present stage, by number, that are alive."""
+        found = [place for place in self.places.values() if place.stage == self.stage and place.number in numbers]
+        return [tensor for place in found if (tensor := place.reference()) is not None]
+
     def given_by_functions(self) -> list[Place]:
         """Return the places of living tensors with a gradient that functions of the present stage have made."""
         found = [place for place in self.places.values() if place.stage == self.stage and not place.module]
@@ -186,7 +233,7 @@ class Track:
 
     def advance(self) -> None:
         """Go on to the next stage."""
-        self.values, self.versions, self.aliases = [], [], {}
+        self.values, self.versions, self.aliases, self.inputs = [], [], {}, Inputs()
         if self.stage + 1 < len(self.segments):
             self.segment.picks = []
             self.stage += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from revolve.storage.boundary import tensors_of, version_of
 
+from .encoding import Encoder
 from .exceptions import ModelError
 from .executor import Run
 from .program import Program
@@ -15,7 +16,7 @@ from .saving import Kept, hooked
 from .segments import Step
 from .stages import StageModule
 from .state import Habits
-from .tracks import Track
+from .tracks import Passed, Track
 
 __all__ = ["PlannedTrail"]
 
@@ -31,6 +32,8 @@ class PlannedTrail:
         The schedule, and what earlier runs saw the stages do.
     arguments
         Of the first call.
+    passed
+        What earlier passes saw to pass between stages: updated at the end, where storage formats need it.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class PlannedTrail:
         program: Program,
         habits: Habits,
         arguments: Arguments,
+        passed: list[Passed],
     ) -> None:
-        self.track = Track(paths)
+        self.passed = passed
+        self.track = Track(paths, passed if program.formats else ())
         self.track.begin(arguments)
-        segments = self.track.segments
-        called = [stage.as_called((segment,)) for stage, segment in zip(stages, segments, strict=True)]
+        pairs = zip(stages, self.track.segments, strict=True)
+        called = [stage.as_called((segment,), segment.activation) for stage, segment in pairs]
         self.run = Run(called, program, habits)
         self.run.begin(self.track.value, apart=True)
         self.run.watching.look()
@@ -54,7 +59,7 @@ class PlannedTrail:
 
     def open(self) -> None:
         """Begin the next stage: what runs from now on belongs to it."""
-        self.first = self.run.open()
+        self.first = self.run.open(self.track.inputs)
         self.behind = self.run.watching.states  # of the generators, behind the step before
         self.versions: list[int] = []  # of the tensors that the stage takes from elsewhere
 
@@ -79,14 +84,25 @@ class PlannedTrail:
         self.note(step, arguments, output, module=True)
         self.position += 1
         if segment.called == len(segment.calls):
-            run.leave(self.first, self.value, output, self.behind)
-            del self.value, self.first
-            self.track.advance()
-            if len(run.states) < len(run.stages):
-                self.open()
-            else:
-                run.finish(None)
+            self.leave(output)
         return output
+
+    def leave(self, output: Any) -> None:
+        """End the present stage, and the run with the last one."""
+        run, track, keep = self.run, self.track, self.first.keep
+        if isinstance(keep, Encoder) and self.passed:
+            picks, held = self.passed[track.stage]
+            dense = held if keep.encoded_output else held | picks
+            keep.refer(track.living(dense), run.packers[track.stage].live())
+        run.leave(self.first, self.value, output, self.behind)
+        del self.value, self.first
+        track.advance()
+        if len(run.states) < len(run.stages):
+            self.open()
+            return
+        run.finish(None)
+        if run.program.formats:
+            self.passed[:] = track.passed()
 
     def function(self, function: Callable[..., Any], arguments: Arguments) -> Any:
         """Call a function between modules, as part of the first run of the stage behind it.
@@ -98,6 +114,7 @@ class PlannedTrail:
             return function(*arguments[0], **arguments[1])
         packer, keep = self.run.packers[self.track.stage], self.first.keep
         number = len(packer.holders)
+        spent = keep.account.spent if isinstance(keep, Encoder) else 0
         step = self.bind(function, arguments)
         try:
             with hooked(packer.record(self.run, keep=keep or Kept)):
@@ -106,6 +123,8 @@ class PlannedTrail:
             self.forget(number)
             raise
         if self.track.foreign(arguments):
+            if isinstance(keep, Encoder):
+                keep.give_back(packer.live(number), spent)
             self.forget(number)
             return output
         if keep is None:

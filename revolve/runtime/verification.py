@@ -23,7 +23,6 @@ from .instrumentation import Instrument, instrument_of, plan_of, put_on, take_of
 from .isolation import Belongings, isolated
 from .measurement import default_loss, running
 from .memory import device_of
-from .runner import Runner
 from .samples import Arguments, arguments_of
 from .stages import StageModule, check_model
 from .state import same
@@ -219,7 +218,7 @@ class Trial:
     ) -> None:
         self.model = model
         self.instrument = instrument
-        self.runner: Runner | None = None
+        self.runner: Instrument | None = None  # in planned steps
         self.plan: Plan | None = None  # of the latest step
         self.arguments = arguments
         self.loss = loss
@@ -241,7 +240,7 @@ class Trial:
         """Put the plan on the model, or take it off."""
         if self.instrument is not None:
             (put_on if planned else take_off)(self.model, self.instrument)
-        self.runner = self.instrument if planned and isinstance(self.instrument, Runner) else None
+        self.runner = self.instrument if planned else None
 
     def reset(self) -> None:
         """Go back to the starting state; gradients that existed are zero copies."""
@@ -253,7 +252,7 @@ class Trial:
         for name, leaf in self.leaves.items():
             leaf.grad = torch.zeros_like(leaf) if name in self.present else None
         if self.runner is not None:  # a plan that has to be made anew is measured now, which is no part of the step
-            self.plan = self.runner.choose(self.arguments[0][0]).plan
+            self.plan = self.runner.plan_for(self.model, self.arguments)
 
     def step(self) -> tuple[Any, torch.Tensor]:
         """Run one step from the starting state; return output and loss."""

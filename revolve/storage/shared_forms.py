@@ -7,7 +7,7 @@ activation) share one form, as they share the storage in plain training.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Set
+from collections.abc import Container, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -190,14 +190,23 @@ class FormSnapshot:
         As in :meth:`Forms.encode`.
     forms
         The forms that exist.
+    dense
+        Identities of storages that stay dense and count nothing, since they are held anyway.
     """
 
     __slots__ = ("codec", "forms", "value")
 
-    def __init__(self, value: Any, codec: Codec, forms: Forms, account: Account) -> None:
+    def __init__(
+        self, value: Any, codec: Codec, forms: Forms, account: Account, dense: Container[int] = frozenset()
+    ) -> None:
         self.codec = codec
         self.forms = forms
-        self.value = map_tensors(lambda t: forms.encode(t, codec, account) or DenseSnapshot(t), value)
+
+        def keep(tensor: torch.Tensor) -> EncodedTensor | DenseSnapshot:
+            held = tensor.layout is torch.strided and tensor.untyped_storage()._cdata in dense
+            return (None if held else forms.encode(tensor, codec, account)) or DenseSnapshot(tensor)
+
+        self.value = map_tensors(keep, value)
 
     def load(self) -> Any:
         """Return the activation as a fresh leaf."""
