@@ -91,13 +91,6 @@ class Encoder:
             self.refer(output, holders)
         self.account.close()
 
-    def give_back(self, holders: Iterable[Holder], spent: int) -> None:
-        """Let holders be dense that turned out not to belong to the stage, which had spent some bytes before them."""
-        for holder in holders:
-            if isinstance(holder.kept, EncodedTensor):
-                holder.kept = Kept(holder.kept.get())
-        self.account.spent = spent
-
 
 class Encoding:
     """The forms of one run.

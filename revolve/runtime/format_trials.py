@@ -96,6 +96,7 @@ class ModeTrial:
         tracer: Tracer,
     ) -> None:
         forms = Forms(own)
+        torch.clear_autocast_cache()  # the casts of parameters are made in the trace, as in a step
         with gradients_present(bench.stage, bench.later) as parameters:
             leaf = cut(value)
             tracer.mark()

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from .samples import Arguments, opaque_leaves
 
-__all__ = ["Function", "Glue", "name_of", "recordable", "suspended", "transforming"]
+__all__ = ["Function", "Glue", "name_of", "recordable", "suspended", "transforming", "writes"]
 
 Function = Callable[..., Any]
 
@@ -69,6 +69,13 @@ def recordable(function: Function, arguments: Arguments) -> bool:
     if function in DIFFERENTIATING or name_of(function) in CHANGING or transforming():
         return False
     return next(opaque_leaves(arguments), None) is None
+
+
+def writes(function: Function, arguments: Arguments) -> bool:
+    """Whether a function may change tensors among its arguments, by its name: ``add_``, ``__iadd__``, ``out=``."""
+    name, options = name_of(function), arguments[1]
+    inplace = name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return inplace or options.get("out") is not None or options.get("inplace") is True
 
 
 def transforming() -> bool:

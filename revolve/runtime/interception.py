@@ -192,7 +192,7 @@ class PlannedChain(Follower):
         if other is not None:
             with self.resting(), other.following():
                 return Follower.enclose(other, module, forward, arguments)
-        if situation is not None and self.program.formats and not self.passed:
+        if situation is not None and self.program.formats and not self.passed and self.known is None:
             with self.resting():
                 called = [called for reference in self.modules if (called := reference()) is not None]
                 self.passed += scout(module, called, self.paths, arguments)

@@ -188,6 +188,12 @@ class Packer:
             if holder is not None:
                 holder.kept = None
 
+    def keep(self, keep: Keep, start: int) -> None:
+        """Keep otherwise what the holders have, from some position on."""
+        for holder in self.live(start):
+            if holder.kept is not None:
+                holder.kept = keep(holder.kept.get())
+
     def forget(self, start: int) -> None:
         """Leave the holders from some position on alone: they keep what they have, and nothing fills them again."""
         del self.holders[start:], self.signatures[start:]

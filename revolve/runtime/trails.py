@@ -10,6 +10,7 @@ from revolve.storage.boundary import tensors_of, version_of
 from .encoding import Encoder
 from .exceptions import ModelError
 from .executor import Run
+from .glue import writes
 from .program import Program
 from .samples import Arguments, opaque_leaves
 from .saving import Kept, hooked
@@ -108,27 +109,27 @@ class PlannedTrail:
         """Call a function between modules, as part of the first run of the stage behind it.
 
         One that takes nothing of the chain does not belong to it. Nor does one that turns out to change what its stage
-        has not made: what it saves is kept.
+        has not made: what it saves is kept, and dense.
         """
         if not any(map(self.track.place, tensors_of(arguments))):
             return function(*arguments[0], **arguments[1])
         packer, keep = self.run.packers[self.track.stage], self.first.keep
         number = len(packer.holders)
-        spent = keep.account.spent if isinstance(keep, Encoder) else 0
+        later = isinstance(keep, Encoder) and writes(function, arguments)
         step = self.bind(function, arguments)
         try:
-            with hooked(packer.record(self.run, keep=keep or Kept)):
+            with hooked(packer.record(self.run, keep=Kept if keep is None or later else keep)):
                 output = function(*arguments[0], **arguments[1])
         except BaseException:
             self.forget(number)
             raise
         if self.track.foreign(arguments):
-            if isinstance(keep, Encoder):
-                keep.give_back(packer.live(number), spent)
             self.forget(number)
             return output
         if keep is None:
             packer.empty(number)
+        elif later:
+            packer.keep(keep, number)
         self.note(step, arguments, output, module=False)
         return output
 

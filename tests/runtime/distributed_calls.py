@@ -18,6 +18,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 import revolve
+from revolve import Backward, Drop, Loss, Save, Store
 from revolve.runtime.allocations import trace_allocations
 from revolve.runtime.exceptions import BudgetWarning
 from revolve.runtime.instrumentation import plan_of
@@ -260,6 +261,42 @@ def test_fsdp_called_peak():
         assert plan.peak < 0.8 * plain
         assert peak < 1.04 * plan.peak
         assert most <= 2
+
+
+def everything_in(format_, build, sample):
+    """Return a plan that keeps every other checkpoint and what all stages save in a format."""
+    chain = revolve.measure(build(), sample, formats=(format_,))
+    stages = range(len(chain))
+    sweep = [action for i in stages for action in (*(Store(i, format_),) * (i % 2), Save(i, format_))]
+    back = [action for i in reversed(stages) for action in (Backward(i), *(Drop(i),) * (i % 2))]
+    return revolve.Plan.from_actions(chain, [*sweep, Loss(), *back])
+
+
+def test_fsdp_called_formats():
+    """Saved tensors are kept on disk; in a coarse format, gathered weights are not."""
+    expected, plan = train(sharding(of_blocks)(tower())), everything_in("disk", tower, batch())
+    for late in (False, True):
+        model = sharding(of_blocks)(tower() if late else revolve.checkpointed(tower(), plan))
+        model = revolve.checkpointed(model, plan) if late else model
+        for ours, theirs in zip(train_strictly(model), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    plan = everything_in("int8", tower, batch())
+    whole, sharded = revolve.checkpointed(tower(), plan), revolve.checkpointed(sharding(of_blocks)(tower()), plan)
+    for model in (whole, sharded):
+        torch.manual_seed(0)
+        square(model(batch())).backward()
+    for ours, theirs in zip(sharded.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours.grad.full_tensor(), theirs.grad)
+
+
+def test_fsdp_called_formats_peak():
+    rows = 4096
+    plan = everything_in("disk", wide, batch(rows, 32))
+    plain, _ = peak_of(sharding(of_blocks)(wide()), rows)
+    peak, most = peak_of(sharding(of_blocks)(revolve.checkpointed(wide(), plan)), rows)
+    assert plan.peak < 0.5 * plain
+    assert peak < 1.1 * plan.peak
+    assert most <= 2
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ GROUPS = {
         "test_fsdp_called_peak",
         "test_fsdp_called_sharded_late",
         "test_fsdp_called_casts_between_stages",
+        "test_fsdp_called_formats",
+        "test_fsdp_called_formats_peak",
     ),
     "pipelines": ("test_pipelines", "test_zero_bubble_pipeline"),
 }

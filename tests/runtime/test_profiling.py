@@ -10,7 +10,7 @@ from torch.nn import functional
 from twins import frontier_of
 
 import revolve
-from revolve.runtime.exceptions import MeasurementError, ModelError
+from revolve.runtime.exceptions import ModelError
 
 
 def test_modules_that_are_run_twice():
@@ -40,11 +40,6 @@ def test_a_model_that_leaves_out_layers_at_random():
 
     with pytest.raises(ModelError, match=r"the model did not call 'layers.1' as it did when it was recorded"):
         revolve.measure(Dropping(lambda: nn.Linear(8, 8), lambda index, side: ()), normal(4, 8))
-
-
-def test_other_formats_are_refused():
-    with pytest.raises(MeasurementError, match="stages of a ResidualNet, which runs them itself, are kept dense"):
-        revolve.measure(ResidualNet(), normal(4, 3, 24, 24), formats=("dense", "bitmap"))
 
 
 def test_measuring_a_planned_model_again():
