@@ -5,16 +5,25 @@ schedules, found by the solver on the same chain with forward times so long that
 Each cell is the measured step over a plain one of the same run; every schedule's gradients are compared bit for bit.
 
     python benchmarks/formats.py [--networks convolutions transformer] [--formats bitmap]
+
+With ``--least`` it prints the least feasible budget of each format instead, and what a step by that plan takes, as
+shares of plain training's peak.
+
+    python benchmarks/formats.py --least --networks timm-resnet18 gpt2 --formats bitmap bf16 int8 disk
+
+Needs timm and transformers for the networks that are theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
+from pool_models import define_vision_operators
 from torch import nn
 
 import revolve
@@ -38,11 +47,32 @@ def demo(name: str, *shape: int) -> Callable[[], tuple[nn.Module, torch.Tensor]]
     return lambda: (DEMO_MODELS[name].build(), torch.randn(shape))
 
 
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
+def timm_resnet() -> tuple[nn.Module, torch.Tensor]:
+    """Return timm's ResNet-18 and images: its forward runs the stages itself."""
+    define_vision_operators()
+    import timm
+
+    return timm.create_model("resnet18", num_classes=10).train(), torch.randn(16, 3, 128, 128)
+
+
+def gpt2() -> tuple[nn.Module, dict[str, Any]]:
+    """Return a small GPT-2 of transformers, and words with labels."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_embd": 192, "n_layer": 8, "n_head": 6, "vocab_size": 1024, "n_positions": 256}
+    words = torch.randint(0, 1024, (8, 256))
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).train()
+    return model, {"input_ids": words, "labels": words, "use_cache": False}
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "convolutions": convolutions,
     "resnet18": demo("resnet18", 8, 3, 160, 160),
     "transformer": demo("transformer", 4, 128, 256),
+    "timm-resnet18": timm_resnet,
+    "gpt2": gpt2,
 }
+SEQUENTIAL = ("convolutions", "resnet18", "transformer")
 
 
 def slow(chain: Chain) -> Chain:
@@ -68,7 +98,7 @@ def plan_within(frontier: Frontier, budget: int) -> Plan | None:
     return frontier.plan(budget) if budget >= frontier.smallest else None
 
 
-def measure_plan(model: nn.Module, sample: torch.Tensor, plan: Plan | None, repeats: int) -> str:
+def measure_plan(model: nn.Module, sample: Any, plan: Plan | None, repeats: int) -> str:
     """Run a plan beside plain steps; return what it took, and whether bits and budget were kept."""
     if plan is None:
         return "no schedule"
@@ -80,16 +110,39 @@ def measure_plan(model: nn.Module, sample: torch.Tensor, plan: Plan | None, repe
     return " ".join([f"{time:+.1%} (planned {plan.ratio - 1:+.1%})", *used, *faults])
 
 
+def measure_least(name: str, formats: Sequence[str]) -> list[str]:
+    """Return for each format, dense first, the least budget and the measured peak, over plain training's."""
+    torch.manual_seed(0)
+    model, sample = NETWORKS[name]()
+    chain = revolve.measure(model, sample, formats=formats)
+    cells = []
+    for allowed in ((), *((name,) for name in formats)):
+        frontier = revolve.solve(chain, allowed)
+        plan = frontier.plan(frontier.smallest)
+        report = revolve.verify(revolve.checkpointed(model, plan), sample, repeats=1)
+        revolve.restore(model)
+        faults = [*(["DIFFERS"] if not report.passed and report.kept else []), *([] if report.kept else ["EXCEEDED"])]
+        shares = [f"{size / report.plain_peak:.1%}" for size in (plan.peak, report.measured_peak)]
+        cells.append(" ".join([f"{shares[0]} ({shares[1]})", *faults]))
+    return cells
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=list(SEQUENTIAL), choices=list(NETWORKS))
     parser.add_argument("--formats", nargs="+", default=["bitmap"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--least", action="store_true", help="print the least budget of each format")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.least:
+        print(f"| network | dense | {' | '.join(options.formats)} |\n|{'---|' * (2 + len(options.formats))}")
+        for name in options.networks:
+            print(f"| {name} | {' | '.join(measure_least(name, options.formats))} |", flush=True)
+        return
     print("| network | budget / plain | recomputing alone | formats alone | both |")
     print("|---|---|---|---|---|")
     for name in options.networks:
