@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from revolve.schedules import Chain, Plan
+from revolve.schedules import Chain, Plan, solve
 
 SMALL = ("nets:mlp", "--input", "32,64")
 
@@ -53,6 +53,35 @@ def test_verify_reports_equality_and_peaks(invoke, nets):
     assert again.exit_code == 0
     assert document["exact"] is True
     assert document["measured_peak"] <= document["budget"]
+
+
+CALLED = """
+from torch import nn
+
+class Called(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(5))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu() + x
+        return x
+"""
+
+
+def test_formats_of_a_model_that_runs_its_stages_itself(invoke, nets):
+    (nets / "called.py").write_text(CALLED)
+    network = ("called:Called", "--input", "256,64")
+    result = invoke("model", *network, "--format", "disk", "--save-chain", "chain.json")
+    assert result.exit_code == 0, result.output
+    chain = Chain.load(nets / "chain.json")
+    budget = solve(chain, ("disk",)).smallest + 20_000
+    assert budget < solve(chain).smallest
+    result = invoke("verify", *network, "--format", "disk", "--budget", budget, "--repeats", 1, "--save", "plan.json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("bit-identical") == 5
+    assert "disk" in Plan.load(nets / "plan.json").formats()
 
 
 def test_verify_fails_where_the_step_is_not_exact(invoke, nets, monkeypatch):

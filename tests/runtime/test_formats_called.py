@@ -12,6 +12,7 @@ import pytest
 import torch
 from branching import NETWORKS, Layers, make, normal
 from test_formats import SCHEDULES
+from test_library_models import llama, timm_model
 from torch import nn
 from torch.nn import functional
 from twins import assert_equal, frontier_of, run
@@ -119,9 +120,7 @@ def check(model, sample, plan, format_):
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize(
-    "name", ["skipping", "u-net", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "u-net")]
-)
+@pytest.mark.parametrize("name", ["skipping", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS)])
 def test_steps_equal_plain_ones_within_the_predicted_peak(name, format_, encoded):
     model, sample = made(name)
     chain = revolve.measure(model, sample, formats=(format_,))
@@ -132,7 +131,9 @@ def test_steps_equal_plain_ones_within_the_predicted_peak(name, format_, encoded
         assert ratio > 0.7
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize(
+    "format_", ["int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bitmap", "disk"))]
+)
 def test_the_solver_chooses_formats(format_):
     """Where formats take no time, plans of most budgets keep them, and smaller ones are feasible than dense."""
     model, sample = skipping()
@@ -144,6 +145,26 @@ def test_the_solver_chooses_formats(format_):
     assert len(plans) >= len(frontier.peaks) // 2
     for plan in plans[:: max(1, len(plans) // 4)]:
         assert check(model, sample, plan, format_) > 0.75  # two tensors pass between blocks, and one of them is saved
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision_operators")
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("name", ["llama", "resnet"])
+def test_models_of_libraries(name, format_):
+    model, sample = llama() if name == "llama" else timm_model("resnet26")
+    chain = revolve.measure(model, sample, formats=(format_,))
+    for schedule in SCHEDULES:
+        assert check(model, sample, forced(chain, schedule, format_), format_) > 0.85
+    frontier = revolve.solve(free_of_charge(chain, format_), (format_,))
+    plans = [Plan.from_actions(chain, frontier.plan(int(peak)).actions) for peak in frontier.peaks]
+    plans = [replace(plan, budget=plan.peak) for plan in plans if format_ in plan.formats()]
+    for plan in plans[:: max(1, len(plans) // 3)]:
+        assert check(model, sample, plan, format_) > 0.85
+    assert plans or format_ == "bitmap"
+    if format_ in LOSSY:
+        revolve.checkpointed(model, forced(chain, "saving", format_))
+        assert 0 < total_deviation(model, sample) < 0.05
 
 
 def free_of_charge(chain, format_):
@@ -284,7 +305,9 @@ class Rated(nn.Module):
         return x + total
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize(
+    "format_", ["bitmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "disk"))]
+)
 def test_functions_that_change_what_their_stage_has_not_made_are_left_outside(format_):
     """What they save stays dense, and is none of the stage's."""
     torch.manual_seed(0)
