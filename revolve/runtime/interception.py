@@ -141,6 +141,7 @@ class PlannedChain(Follower):
             (self.names, plan.chain.input_bytes)
         )  # of the sample, where it is known
         self.passed = [*PASSED.get(model, {}).get(self.names, ())]  # nothing where it is not known
+        self.scouted = False  # it was looked for
         self.fitting: list[Situation] = []  # calls of the model that the plan serves
         self.bound = False  # one of them takes as much as the plan was made for
         self.larger: set[Situation] = set()  # calls that take more
@@ -192,15 +193,22 @@ class PlannedChain(Follower):
         if other is not None:
             with self.resting(), other.following():
                 return Follower.enclose(other, module, forward, arguments)
-        if situation is not None and self.program.formats and not self.passed and self.known is None:
-            with self.resting():
-                called = [called for reference in self.modules if (called := reference()) is not None]
-                self.passed += scout(module, called, self.paths, arguments)
+        if situation is not None:
+            self.look_ahead(module, arguments)
         self.present = situation
         try:
             return super().enclose(module, forward, arguments)
         finally:
             self.present = None
+
+    def look_ahead(self, model: nn.Module, arguments: Arguments) -> None:
+        """Find out what passes between the stages, before a first call whose plan has to know; not of sharded ones."""
+        if not self.program.formats or self.passed or self.scouted or self.known is not None:
+            return
+        self.scouted = True
+        called = [module for reference in self.modules if (module := reference()) is not None]
+        with self.resting():
+            self.passed += scout(model, called, self.paths, arguments)
 
     def find_other(self, model: nn.Module, arguments: Arguments) -> tuple[Situation | None, PlannedChain | None]:
         """Return what a call is like, where it is to be planned, and what runs it instead, where this plan does not."""

@@ -277,8 +277,9 @@ def test_holders_refer_to_what_is_held_anyway():
     assert report.lossy == ("bf16",)
 
 
-def test_scouting_leaves_no_trace():
-    model, sample = make("transformer")
+@pytest.mark.parametrize("name", ["transformer", "residual"])
+def test_scouting_leaves_no_trace(name):
+    model, sample = make(name)
     plain = copy.deepcopy(model)
     plan = forced(revolve.measure(model, sample, formats=("bitmap",)), "storing", "bitmap")
     model = revolve.checkpointed(copy.deepcopy(plain), plan)  # of which nothing is known
