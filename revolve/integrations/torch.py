@@ -138,7 +138,7 @@ def checkpoint_sequential(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         check_surroundings(module for part in parts for module in part.modules)
         planned = plan_for(parts, len(children), segments, budget, input)
-        if not planned.plan.plain:
+        if not planned.program.plain:
             return planned.run(parts, input)
     for child in children:
         input = child(input)
@@ -153,8 +153,9 @@ def plan_for(
     if key in PLANS:
         PLANS.move_to_end(key)
         return PLANS[key]
-    with isolated(parts, input), recomputing():
-        stages = find_stages(parts, input)
+    with isolated(parts, input) as belongings, recomputing():
+        with belongings.written.watching():
+            stages = find_stages(parts, input)
         chain = measure_stages(stages, input, None, None, "checkpoint_sequential")
     if budget is None:
         starts = segment_starts(functions, segments)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .stages import StageModule
 from .state import same
+from .written import Written
 
 __all__ = ["Addition", "Belongings", "gradients_present", "isolated", "restore_table"]
 
@@ -74,6 +75,7 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[Belongings
             stack.callback(restore_table, table, old)
         belongings = Belongings(modules)
         stack.callback(belongings.put_back)
+        stack.callback(belongings.written.put_back)
         for tensor in dict.fromkeys(t for stage in stages for t in stage.loose if t.is_leaf and t.requires_grad):
             stack.callback(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None
@@ -122,10 +124,16 @@ class Belongings:
     ----------
     modules
         The modules. What stands in for their ``forward`` is not theirs.
+
+    Attributes
+    ----------
+    written
+        Notes the parameters that a first run changes in place.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         modules = list(modules)
+        self.written = Written(p for module in modules for p in module._parameters.values() if p is not None)
         self.buffers = [(module._buffers, dict(module._buffers)) for module in modules]
         tables = [vars(module) for module in modules]
         self.tables = [(table, {k: v for k, v in table.items() if k not in STANDARD}) for table in tables]

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.storage.boundary import tensors_of
 
-from .exceptions import ModelError
+from .exceptions import MeasurementError, ModelError
 from .flow import Candidate, Flow
 from .interception import run_plainly
 from .isolation import isolated
@@ -73,9 +73,30 @@ def linearize(model: nn.Module, sample: Any) -> Stages:
     whole = StageModule(type(check_model(model)).__name__, (model,))
     refuse_sharded([whole])
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
-    with isolated([whole], arguments_of(model, sample)), recomputing(), keep:
+    check_meta(model, sample)
+    with isolated([whole], arguments_of(model, sample)) as belongings, recomputing(), keep:
         run_plainly(model)
-        return find_chain(model, sample)
+        with belongings.written.watching():
+            return find_chain(model, sample)
+
+
+def check_meta(model: nn.Module, sample: Any) -> None:
+    """Refuse a model on the meta device with a sample that has values, or the other way round.
+
+    Raises
+    ------
+    MeasurementError
+        If only one of them has values.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    given = [tensor.is_meta for tensor in tensors_of(sample)]
+    other = next((name for name, tensor in named if given and tensor.is_meta is not given[0]), None)
+    if other is not None:
+        where = "has values" if given[0] else "is on the meta device, without values"
+        raise MeasurementError(
+            f"{other} of the {type(model).__name__} {where}, unlike the sample: pass a sample on the model's device "
+            "(sample.to(...)), or model.to_empty(device=...) makes room for values"
+        )
 
 
 def find_chain(model: nn.Module, sample: Any) -> Stages:

@@ -87,7 +87,8 @@ def measure_children(
     refuse_sharded(stages)
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     with isolated(stages, sample) as belongings, recomputing(), keep:
-        glued = find_stages(stages, sample)
+        with belongings.written.watching():
+            glued = find_stages(stages, sample)
         return measure_stages(glued, sample, loss or default_loss, progress, name, codecs, belongings.additions())
 
 

@@ -150,7 +150,8 @@ def measure_module(
     with isolated([whole], arguments) as belongings, recomputing(), keep:
         run_plainly(model)
         with torch.compiler.set_stance("force_eager"):  # what is compiled is measured by itself, not what follows it
-            found = find_chain(model, sample)
+            with belongings.written.watching():
+                found = find_chain(model, sample)
             with running(whole, arguments):
                 surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
         with ExitStack() as stack:

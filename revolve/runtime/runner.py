@@ -186,6 +186,5 @@ def requires_grad(value: Any) -> bool:
 
 def abstract(value: Any) -> bool:
     """Whether nothing is trained: an input only has shapes, as in the dry runs of pipelines, or torch.jit traces."""
-    return torch._C._is_tracing() or any(
-        t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors_of(value)
-    )
+    fake = torch._subclasses.FakeTensor
+    return torch._C._is_tracing() or any(t.is_meta or isinstance(t, fake) for t in tensors_of(value))

@@ -201,9 +201,8 @@ class Track:
     def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
         """Note a call that has been made, and what it has given and changed."""
         for tensor in tensors_of(arguments):
-            found = self.places.get(id(tensor))
-            if found is not None and version_of(tensor) != self.taken[id(tensor)]:
-                self.places[id(tensor)] = found._replace(version=version_of(tensor))
+            if version_of(tensor) != self.taken[id(tensor)]:
+                self.note_change(tensor)
         segment = self.segment
         segment.steps.append(step)
         segment.called += module
@@ -225,6 +224,15 @@ class Track:
         """Return those of some tensors of the present stage, by number, that are alive."""
         found = [place for place in self.places.values() if place.stage == self.stage and place.number in numbers]
         return [tensor for place in found if (tensor := place.reference()) is not None]
+
+    def note_change(self, tensor: torch.Tensor) -> None:
+        """Note that the call has changed a tensor in place, and with it all views of the same memory."""
+        before, now, keys = self.taken[id(tensor)], version_of(tensor), storage_keys([tensor])
+        for key, place in self.places.items():
+            other = place.reference()
+            same = other is not None and place.version == before and version_of(other) == now  # they have one counter
+            if other is tensor or (same and place.stage == self.stage and keys == storage_keys([other])):
+                self.places[key] = place._replace(version=now)
 
     def given_by_functions(self) -> list[Place]:
         """Return the places of living tensors with a gradient that functions of the present stage have made."""

@@ -185,6 +185,9 @@ OWNING = {
         np.random.Generator(np.random.MT19937(3)), lambda kept: kept.normal()
     ),
     "numpy random state": lambda: Owning(np.random.RandomState(3), lambda kept: kept.normal()),
+    "numpy random state of another kind": lambda: Owning(
+        np.random.RandomState(np.random.PCG64(3)), lambda kept: kept.normal()
+    ),
     "python": lambda: Owning(random.Random(3), lambda kept: kept.gauss(0, 1)),
     "container": lambda: Owning({"a": [torch.Generator()]}, lambda kept: torch.rand((), generator=kept["a"][0])),
     "callable": lambda: Owning(Noise(), lambda kept: kept()),

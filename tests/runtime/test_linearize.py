@@ -332,3 +332,13 @@ def test_what_a_stage_takes_and_changes_in_a_later_step_is_an_error():
     model.between = lambda model, x: in_a_view(x)
     with pytest.raises(RecomputeError, match=r"what 'layers.2' takes of the stage before it is changed in place"):
         model(normal(6, 8))
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()), lambda: NETWORKS["shared"][0]()])
+def test_values_on_one_side_alone(build):
+    with torch.device("meta"):
+        model = build()
+    with pytest.raises(MeasurementError, match=r"weight of the \w+ is on the meta device, without values"):
+        revolve.linearize(model, torch.zeros(4, 4))
+    with pytest.raises(MeasurementError, match="has values, unlike the sample"):
+        revolve.linearize(build(), torch.zeros(4, 4, device="meta"))

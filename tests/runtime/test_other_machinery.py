@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -32,6 +31,9 @@ def planned_sequential():
 
 
 MODELS = {"u-net": lambda: planned("u-net"), "sequential": planned_sequential}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +80,7 @@ def test_export_sees_the_plain_model(name, train, runs):
 def test_a_trace_sees_the_plain_model(name, train, runs):
     model, sample = MODELS[name]()
     model.train(train)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(model, sample)
+    traced = torch.jit.trace(model, sample)
     assert runs == []
     assert torch.allclose(traced(sample), model(sample), atol=1e-6)
 
@@ -88,8 +88,7 @@ def test_a_trace_sees_the_plain_model(name, train, runs):
 @pytest.mark.parametrize("name", MODELS)
 def test_what_needs_the_source_says_what_to_do(name):
     model, sample = MODELS[name]()
-    with pytest.raises(AttributeError, match=r"call revolve\.restore\(model\) first"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with pytest.raises(AttributeError, match=r"call revolve\.restore\(model\) first"):
         torch.jit.script(model)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"revolve\.restore\(model\) before it is exported"):
         torch.export.export(model, (sample,), strict=True)

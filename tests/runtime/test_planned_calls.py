@@ -100,6 +100,45 @@ def test_a_side_input_that_is_changed_in_place():
         loss_of(model(*sample)).backward()
 
 
+class Skipping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(x).relu() + x
+
+
+class Halved(nn.Module):
+    """Writes half of a tensor through a view, between its layers, and works in place on what it makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Skipping() for _ in range(5))
+        self.same, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number == 1:
+                y = x.clone()
+                y[::2].relu_()
+                left, right = y.chunk(2, 1)
+                x = self.act(self.same(torch.cat([right, left * 2], 1)))
+        return x
+
+
+def test_a_tensor_that_is_written_through_a_view():
+    torch.manual_seed(0)
+    planned, sample = Halved(), normal(64, 8)
+    plain = copy.deepcopy(planned)
+    chain = revolve.measure(planned, sample)
+    revolve.checkpointed(planned, forgetful_plan(chain))
+    for model in (planned, plain):
+        loss_of(model(sample)).backward()
+    assert_equal([p.grad for p in planned.parameters()], [p.grad for p in plain.parameters()])
+
+
 class Averaging(Layers):
     """Reads a moving mean between its layers, and changes it at once or at the end."""
 
