@@ -16,7 +16,8 @@ from .exceptions import ModelError, PlanMismatch
 
 __all__ = ["agreed", "gathered_for", "gathered_parameters", "original", "refuse_flat", "units_of", "units_with"]
 
-PASSING = "RegisterPostBackwardFunctionBackward"  # what tells FSDP that the gradients of a unit are done
+# Nodes that pass gradients on: what tells FSDP that those of a unit are done, and what calls a module's backward hooks.
+PASSING = ("RegisterPostBackwardFunctionBackward", "BackwardHookFunctionBackward")
 
 
 def units_of(modules: Iterable[nn.Module]) -> tuple[Any, ...]:
@@ -112,14 +113,15 @@ def gathered_for(units: Sequence[Any]) -> Iterator[None]:
 
 
 def original(tensor: torch.Tensor, others: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """Return which of some others FSDP made a tensor of where a unit begins; the tensor itself if none.
+    """Return which of some others a tensor is an alias of, made for a hook; the tensor itself if none.
 
-    A unit is called with aliases of its inputs, by whose place in the graph FSDP learns that its backward is done.
+    FSDP calls a unit with aliases of its inputs, by whose place in the graph it learns that its backward is done. A
+    module with backward hooks takes and gives aliases, too.
     """
     node, number = tensor.grad_fn, tensor.output_nr
-    if node is None or node.name() != PASSING:
+    if node is None or node.name() not in PASSING:
         return tensor
-    while node is not None and node.name() == PASSING:
+    while node is not None and node.name() in PASSING:
         node, number = node.next_functions[number]
     made = (other for other in others if other is not None and other.grad_fn is node and other.output_nr == number)
     return next(made, tensor)

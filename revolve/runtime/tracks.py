@@ -100,7 +100,7 @@ class Track:
     def place(self, tensor: torch.Tensor) -> Place | None:
         """Return where a tensor comes from, None if no call of the chain has given it as it is."""
         found = self.places.get(id(tensor))
-        if found is None or found.reference() is not tensor:  # FSDP calls its units with aliases
+        if found is None or found.reference() is not tensor:  # FSDP and backward hooks make aliases
             tensor = original(tensor, (place.reference() for place in self.places.values()))
             found = self.places.get(id(tensor))
         same = found is not None and found.reference() is tensor and found.version == version_of(tensor)
