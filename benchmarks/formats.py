@@ -52,15 +52,16 @@ def timm_resnet() -> tuple[nn.Module, torch.Tensor]:
     define_vision_operators()
     import timm
 
-    return timm.create_model("resnet18", num_classes=10).train(), torch.randn(16, 3, 128, 128)
+    return timm.create_model("resnet18", num_classes=10).train(), torch.randn(16, 3, 112, 112)
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Any]]:
     """Return a small GPT-2 of transformers, and words with labels."""
+    define_vision_operators()
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_embd": 192, "n_layer": 8, "n_head": 6, "vocab_size": 1024, "n_positions": 256}
-    words = torch.randint(0, 1024, (8, 256))
+    sizes = {"n_embd": 128, "n_layer": 6, "n_head": 4, "vocab_size": 1024, "n_positions": 256}
+    words = torch.randint(0, 1024, (4, 256))
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).train()
     return model, {"input_ids": words, "labels": words, "use_cache": False}
 

@@ -164,7 +164,7 @@ def test_models_of_libraries(name, format_):
     assert plans or format_ == "bitmap"
     if format_ in LOSSY:
         revolve.checkpointed(model, forced(chain, "saving", format_))
-        assert 0 < total_deviation(model, sample) < 0.05
+        assert 0 < total_deviation(model, sample) < 0.15  # every stage, and there are 26 layers
 
 
 def free_of_charge(chain, format_):
