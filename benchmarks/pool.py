@@ -82,7 +82,7 @@ def try_model(factory: Factory, count: int) -> Row:
         saved = [stage.saved_bytes for stage in chain.stages]
         row = row._replace(largest=max(saved) / max(1, sum(saved)))
         frontier = revolve.solve(chain)
-        row = row._replace(least=frontier.smallest / int(frontier.peaks[-1]))
+        row = row._replace(least=frontier.smallest / frontier.plain)
         for budget in budgets(frontier, count):
             row = try_budget(model, sample, frontier.plan(budget), row)
     except Exception as error:  # one model's failure is a row of the table, and the script's exit code

@@ -126,11 +126,14 @@ class Trial:
         The stage's output, detached.
     saves_input, saves_output
         As in ``Stage``.
-    output_bytes, fresh_bytes, besides_bytes, gradient_bytes, grad_bytes, kept_bytes
+    output_bytes, fresh_bytes, passed_bytes, besides_bytes, gradient_bytes, grad_bytes, kept_bytes
         Bytes of the activation but for what belongs to the model's input, of what the stage itself allocated of it, of
-        what it gives besides, of the gradients of both, of new parameter gradients, and of old values of buffers.
+        what it carries, of what it gives besides, of the gradients of both, of new parameter gradients, and of old
+        values of buffers.
     again_bytes
         Of what it gives besides, the bytes that it saves: anew, where it is run again.
+    apart_bytes
+        Bytes that it saves of activations of which it does not save all, where stages carry.
     """
 
     PHASES: ClassVar[int] = 8
@@ -140,8 +143,10 @@ class Trial:
     saves_output: bool
     output_bytes: int
     fresh_bytes: int
+    passed_bytes: int
     besides_bytes: int
     again_bytes: int
+    apart_bytes: int
     gradient_bytes: int
     grad_bytes: int
     kept_bytes: int
@@ -149,7 +154,8 @@ class Trial:
     def sizes(self, phases: Sequence[Phase]) -> Sizes:
         """Return the sizes of the stage, from its ``PHASES`` phases of the trace."""
         _, forward, _, save, _, backward, _, rebuild = phases
-        saved_bytes = max(0, save.end - save.start - self.fresh_bytes - self.besides_bytes) + self.again_bytes
+        saved_bytes = max(0, save.end - save.start - self.fresh_bytes - self.besides_bytes)
+        saved_bytes += self.again_bytes + self.apart_bytes
         fields = {
             "output_bytes": self.output_bytes,
             "saved_bytes": saved_bytes,
@@ -162,15 +168,17 @@ class Trial:
             ),
             "backward_extra": extra(backward, self.gradient_bytes),
             "grad_bytes": self.grad_bytes,
+            "passed_bytes": self.passed_bytes,
         }
         left = forward.end - forward.start - self.fresh_bytes - self.besides_bytes
         return Sizes(fields, max(0, left) + self.kept_bytes)
 
 
-def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
+def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carries: bool = False) -> Trial:
     """Run a stage as forward, save with its backward, and rebuild, in ``Trial.PHASES`` phases of a trace.
 
-    Storages in ``own`` belong to the model's input, or are held for later stages: they count nothing.
+    Storages in ``own`` belong to the model's input, or are held for later stages: they count nothing. Where stages
+    ``carry`` tensors, what one saves of an activation may be only a part of it.
     """
     torch.clear_autocast_cache()  # the casts of parameters are made in the trace, as in a step
     with gradients_present(bench.stage, bench.later) as parameters:
@@ -187,7 +195,13 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
         saved = storage_keys([holder.kept.get() for holder in packer.live() if holder.kept is not None])
         inputs = storage_keys(value)
         counted = storage_keys(bench.stage.activation(output))
-        saves_input, saves_output = bool(saved & inputs - own), bool(saved & counted - own - inputs)
+        kept_input, kept_output = saved & inputs - own, saved & counted - own - inputs
+        apart: set[int] = set()
+        if carries and kept_input != inputs - own:
+            apart, kept_input = apart | kept_input, set()
+        if carries and kept_output != counted - own:
+            apart, kept_output = apart | kept_output, set()
+        apart_bytes = bytes_of((value, output), storage_keys((value, output)) - apart)
         again_bytes = bytes_of(output) - bytes_of(output, (saved & storage_keys(output)) - counted - own - inputs)
         target = one_sum(output)
         del output
@@ -207,14 +221,17 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int]) -> Trial:
     activation = bench.stage.activation(following)
     output_bytes, fresh_bytes = bytes_of(activation, own), bytes_of(activation, inputs)
     besides_bytes = bytes_of(following, inputs) - fresh_bytes
+    passed_bytes = output_bytes - bytes_of(activation, own | inputs) if carries and bench.later else 0
     return Trial(
         output=following,
-        saves_input=saves_input,
-        saves_output=saves_output,
+        saves_input=bool(kept_input),
+        saves_output=bool(kept_output),
         output_bytes=output_bytes,
         fresh_bytes=fresh_bytes,
+        passed_bytes=passed_bytes,
         besides_bytes=besides_bytes,
         again_bytes=again_bytes,
+        apart_bytes=apart_bytes,
         gradient_bytes=gradient_bytes,
         grad_bytes=grad_bytes,
         kept_bytes=bench.kept_bytes,

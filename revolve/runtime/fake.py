@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.parameter import is_lazy
 
 from revolve.schedules.chain import Chain, Stage
+from revolve.schedules.plans import with_carried
 from revolve.storage.boundary import map_tensors
 
 from .devices import DEFAULT, DeviceDescription, find_device
@@ -165,7 +166,8 @@ def with_reserve(chain: Chain, description: DeviceDescription) -> Chain:
         f"fake: sizes counted without running, every peak with {reserve} bytes in reserve for what kernels take in "
         f"passing; times modelled for {description.name}, to rank stages by, not to be read as seconds"
     )
-    return replace(chain, stages=tuple(stages), loss_extra=chain.loss_extra + reserve, origin=origin)
+    reserved = replace(chain, stages=tuple(stages), loss_extra=chain.loss_extra + reserve, origin=origin)
+    return with_carried(reserved, with_reserve(chain.carried, description)) if chain.carried else reserved
 
 
 def total(stage: Stage) -> int:

@@ -188,8 +188,11 @@ def measure_stages(
     name: str,
     codecs: Sequence[Codec] = (),
     additions: Sequence[Addition] = (),
+    timed: Sequence[Stage] = (),
 ) -> Chain:
     """Measure stages, first their sizes, then their times; to be called where they are isolated.
+
+    Stages that were ``timed`` before keep their times: the same ones, which now carry what leaps over them.
 
     With ``loss`` None the loss costs nothing: whoever calls the model pays for it. The ``additions`` to modules by
     earlier runs here are made by the first step, and stay.
@@ -207,7 +210,7 @@ def measure_stages(
                 benches.append(Bench(index, stage, stages[index + 1 :], value))
                 counted = stages[index - 1].activation(value) if index else value
                 held = storage_keys(value) - storage_keys(counted)
-                trials.append(try_stage(benches[-1], value, tracer, own | held))
+                trials.append(try_stage(benches[-1], value, tracer, own | held, carries=bool(timed)))
             value = trials[-1].output
         if loss is not None:
             with running(StageModule("loss", (loss,)), value), torch.enable_grad():
@@ -224,7 +227,8 @@ def measure_stages(
     if progress:
         progress(len(stages), len(stages) + 1, "times")
     with running(StageModule("timing", ()), sample), torch.enable_grad():
-        times = pool_times(stages, sizes, time_stages(benches, sample, device))
+        times = [(stage.forward, stage.rebuild, stage.backward) for stage in timed]
+        times = times or pool_times(stages, sizes, time_stages(benches, sample, device))
         times = [choose_stop(found.fields, *time) for found, time in zip(sizes, times, strict=True)]
         if loss is not None:
             phase = tracer.phases[-1]

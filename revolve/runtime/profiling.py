@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain
+from revolve.schedules.plans import with_carried
 from revolve.storage.boundary import tensors_of
 
 from .devices import DeviceDescription
@@ -153,14 +154,20 @@ def measure_module(
             with belongings.written.watching():
                 found = find_chain(model, sample)
             with running(whole, arguments):
-                surroundings = survey(model, found, lambda: copy_of(arguments), loss, device_of(model))
+                device = device_of(model)
+                holding = survey(model, found, lambda: copy_of(arguments), loss, device)
+                carrying = None
+                if holding.leaps:
+                    carrying = survey(model, found, lambda: copy_of(arguments), loss, device, carries=True)
         with ExitStack() as stack:
-            for setting in surroundings.settings:
+            for setting in holding.settings:
                 setting.enter(stack)
             additions = belongings.additions()
-            chain = measure_stages(
-                surroundings.stages, surroundings.input, None, progress, whole.name, codecs, additions
-            )
-        chain = surroundings.around(chain)
-    remember_sample(model, chain, arguments, surroundings.passed)
+            stages = measure_stages(holding.stages, holding.input, None, progress, whole.name, codecs, additions)
+            chain = holding.around(stages)
+            if carrying is not None:
+                timed = stages.stages
+                stages = measure_stages(carrying.stages, carrying.input, None, None, whole.name, (), additions, timed)
+                chain = with_carried(chain, carrying.around(stages))
+    remember_sample(model, chain, arguments, holding.passed)
     return chain

@@ -13,7 +13,7 @@ from torch import nn
 from revolve.schedules.chain import Chain
 from revolve.schedules.exceptions import InfeasibleBudget
 from revolve.schedules.frontier import solve
-from revolve.schedules.plans import Plan
+from revolve.schedules.plans import Plan, with_carried
 from revolve.storage.boundary import tensors_of
 
 from .executor import Run
@@ -176,7 +176,8 @@ def with_loss_of(given: Chain, measured: Chain) -> Chain:
     before, now = (chain.activation_bytes(len(chain)) for chain in (given, measured))
     scale = max(1.0, now / before) if before else 1.0
     extra = max(int(given.loss_extra * scale), measured.loss_extra)
-    return replace(measured, loss_time=given.loss_time * scale, loss_extra=extra)
+    chain = replace(measured, loss_time=given.loss_time * scale, loss_extra=extra)
+    return with_carried(chain, with_loss_of(given.carried or given, measured.carried)) if measured.carried else chain
 
 
 def requires_grad(value: Any) -> bool:

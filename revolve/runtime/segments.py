@@ -88,7 +88,8 @@ class Segment:
         The tensors that come from elsewhere (masks, rotary tables, what leaps over stages): the same storages, outside
         of any graph.
     picks
-        Numbers of the tensors that the next stage takes; None for the last one, which gives what its last call does.
+        Numbers of the tensors that the next stage takes, those of values that pass through included; None for the last
+        one, which gives what its last call does.
     extras
         Numbers of others to give, to be measured: what leaves the chain for an auxiliary loss.
     held
@@ -117,15 +118,15 @@ class Segment:
         made: list[Any] = []
         self.find_last_uses()
 
-        def fill(slot: Slot) -> torch.Tensor:
-            found: torch.Tensor = made[slot.number] if slot.number >= 0 else values[-1 - slot.number]
+        def find(number: int) -> torch.Tensor:
+            found: torch.Tensor = made[number] if number >= 0 else values[-1 - number]
             return found
 
         output = None
         for step in self.steps:
             for source, state in step.draws:
                 source.write(state)
-            args, kwargs = map_tensors(fill, step.template, Slot)
+            args, kwargs = map_tensors(lambda slot: find(slot.number), step.template, Slot)
             output = step.forward(*args, **kwargs)
             del args, kwargs
             made += tensors_of(output)
@@ -134,7 +135,7 @@ class Segment:
         if self.picks is None:
             return output
         held = [self.held.get(number) for number in self.picks]
-        given = [made[number] if alias is None else alias for number, alias in zip(self.picks, held, strict=True)]
+        given = [find(number) if alias is None else alias for number, alias in zip(self.picks, held, strict=True)]
         given += [made[number] for number in self.extras]
         return given[0] if len(given) == 1 else tuple(given)
 

@@ -12,6 +12,7 @@ from revolve.schedules.costs import StorageCosts
 
 from .allocations import Phase
 from .replay import Setting
+from .segments import Segment
 from .stages import StageModule
 from .tracks import Passed
 
@@ -54,6 +55,12 @@ class Surroundings(NamedTuple):
     copies: dict[int, int]
     gradients: dict[int, int]
     passed: list[Passed]
+
+    @property
+    def leaps(self) -> bool:
+        """Whether a stage makes anything that is held for later ones."""
+        segments = [function for stage in self.stages for function in stage.functions if isinstance(function, Segment)]
+        return any(segment.held for segment in segments)
 
     def around(self, chain: Chain) -> Chain:
         """Return a chain with the peaks and times of a whole step."""
@@ -102,13 +109,15 @@ class Surroundings(NamedTuple):
         held = chain.activation_bytes(index) if index else 0
         start = max(0, self.phases["start", index].end - held)
         peaks = [self.phases[mark].peak for mark in (("pause", index), ("start", index + 1)) if mark in self.phases]
-        return start, max(0, max(peaks, default=0) - held - chain.activation_bytes(index + 1))
+        following = chain.activation_bytes(index + 1) - chain.stages[index].passed_bytes
+        return start, max(0, max(peaks, default=0) - held - following)
 
     def returning(self, chain: Chain, index: int) -> int:
         """Return bytes held when a backward pass comes to a stage, besides its gradient and the chain's output."""
         phase = self.phases.get(("back", index))
         output = chain.activation_bytes(len(chain))
-        gradient = min(chain.activation_bytes(index + 1), self.gradients.get(index, 0))
+        gradient = self.gradients.get(index, 0) + chain.stages[index].passed_bytes  # that of what it carries is there
+        gradient = min(chain.activation_bytes(index + 1), gradient)
         return max(0, phase.end - gradient - output) if phase else 0
 
     def return_from(self, chain: Chain, index: int, returning: int) -> Stage:

@@ -45,6 +45,8 @@ def survey(
     arguments: Callable[[], Arguments],
     loss: Callable[[Any], torch.Tensor],
     device: torch.device,
+    *,
+    carries: bool = False,
 ) -> Surroundings:
     """Run steps of a model whose stages are replaced: one for their arguments, one traced, one timed.
 
@@ -60,13 +62,15 @@ def survey(
         Maps the output to a scalar.
     device
         Where the memory is.
+    carries
+        Whether what leaps over stages is carried by the activations, not held.
 
     Raises
     ------
     ModelError
         If the model does not call its stages once each, in order.
     """
-    first, traced, timed = (Surveyor(model, stages, device) for _ in range(3))
+    first, traced, timed = (Surveyor(model, stages, device, carries=carries) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()
     traced.layouts = timed.layouts = trail.layouts
@@ -119,6 +123,8 @@ class Surveyor(Follower):
         Its stages.
     device
         Where they run.
+    carries
+        Whether what leaps over stages is carried.
 
     Attributes
     ----------
@@ -137,8 +143,11 @@ class Surveyor(Follower):
         Of the gradients for each call's inputs, from an earlier step; None where they are to be found.
     """
 
-    def __init__(self, model: nn.Module, stages: Sequence[StageModule], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, stages: Sequence[StageModule], device: torch.device, *, carries: bool = False
+    ) -> None:
         self.stages = stages
+        self.carries = carries
         self.found: list[Any] = [module for stage in stages for module in stage.functions]
         super().__init__(model, self.found)
         self.device = device
@@ -205,7 +214,8 @@ class SurveyTrail:
         self.surveyor = surveyor
         self.position = 0
         paths = iter(surveyor.names)
-        self.track = Track([[next(paths) for _ in stage.functions] for stage in surveyor.stages])
+        called = [[next(paths) for _ in stage.functions] for stage in surveyor.stages]
+        self.track = Track(called, carries=surveyor.carries)
         self.track.begin(arguments)
         self.value = cut(self.track.value)
         self.modes = Modes.current([surveyor.device])

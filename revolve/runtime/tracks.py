@@ -61,6 +61,9 @@ class Track:
         For each stage the paths of the modules that it calls.
     passed
         What was seen to pass between stages; nothing where that is not known.
+    carries
+        Whether what leaps over stages passes through them, to be dropped and made again with the activations that it is
+        part of; else it is held.
 
     Attributes
     ----------
@@ -69,15 +72,22 @@ class Track:
     stage
         Number of the present one.
     values
-        What it has taken of the one before; complete when its first module has been called.
+        What it has taken of the one before; complete when its first module has been called, but for what it carries.
     inputs
         The storages of these, and of what comes from elsewhere.
+    grown
+        What activations that may be stored already have come to carry by the call that is bound: the number of each,
+        and a tensor.
     """
 
-    def __init__(self, stages: Sequence[Sequence[str]], passed: Sequence[Passed] = ()) -> None:
+    def __init__(
+        self, stages: Sequence[Sequence[str]], passed: Sequence[Passed] = (), *, carries: bool = False
+    ) -> None:
         self.segments = [Segment(calls) for calls in stages]
         for segment, known in zip(self.segments, passed, strict=False):
             segment.held = dict.fromkeys(known.held)
+        self.carries = carries
+        self.grown: list[tuple[int, torch.Tensor]] = []
         self.stage = 0
         self.inputs = Inputs()
         self.values: list[torch.Tensor] = []
@@ -132,6 +142,8 @@ class Track:
                 position = self.position(place.number, tensor)
                 if position is not None:
                     return Slot(-1 - position)
+            if self.carries and place.stage >= 0:
+                return self.carry(place, tensor)
         alias = self.alias(tensor)
         if place is not None and place.stage >= 0:
             self.segments[place.stage].held[place.number] = alias
@@ -166,6 +178,23 @@ class Track:
         held = number is not None and number in self.segments[self.stage - 1].held
         (self.inputs.held if held else self.inputs.passing).update(storage_keys(tensor))
 
+    def carry(self, place: Place, tensor: torch.Tensor) -> Slot:
+        """Let a tensor pass through all stages from its own to the present one; return its slot there."""
+        slot = Slot(place.number)
+        for stage in range(place.stage, self.stage):
+            picks = self.segments[stage].picks
+            assert picks is not None
+            if slot.number not in picks:
+                picks.append(slot.number)
+                if stage + 1 == self.stage:
+                    self.values.append(tensor)
+                    self.versions.append(version_of(tensor))
+                    self.enter(tensor, slot.number)
+                if stage + 1 < self.stage or self.segment.called:  # else the value is still to be stored
+                    self.grown.append((stage + 1, tensor))
+            slot = Slot(-1 - picks.index(slot.number))
+        return slot
+
     def foreign(self, arguments: Arguments) -> bool:
         """Whether the call that was bound has changed memory that the present stage has not made."""
         changed = [tensor for tensor in tensors_of(arguments) if version_of(tensor) != self.taken[id(tensor)]]
@@ -190,6 +219,11 @@ class Track:
         side, picks, count = self.before
         del self.segment.side[side:]
         self.aliases = {}
+        for index, _ in self.grown:
+            earlier = self.segments[index - 1].picks
+            if earlier is not None and index < self.stage:
+                earlier.pop()
+        self.grown.clear()
         if picks is not None:
             del picks[count:], self.values[count:], self.versions[count:]
         self.inputs.passing.clear()
@@ -203,6 +237,7 @@ class Track:
         for tensor in tensors_of(arguments):
             if version_of(tensor) != self.taken[id(tensor)]:
                 self.note_change(tensor)
+        self.grown.clear()
         segment = self.segment
         segment.steps.append(step)
         segment.called += module

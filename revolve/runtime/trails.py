@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from revolve.storage.boundary import tensors_of, version_of
+from revolve.storage.dense import DenseSnapshot
 
 from .encoding import Encoder
 from .exceptions import ModelError
@@ -47,7 +48,7 @@ class PlannedTrail:
         passed: list[Passed],
     ) -> None:
         self.passed = passed
-        self.track = Track(paths, passed if program.formats else ())
+        self.track = Track(paths, passed if program.formats else (), carries=program.chain.carries)
         self.track.begin(arguments)
         pairs = zip(stages, self.track.segments, strict=True)
         called = [stage.as_called((segment,), segment.activation) for stage, segment in pairs]
@@ -162,10 +163,18 @@ class PlannedTrail:
                 step.draws = tuple((source, new) for source, old, new in drawn if old != new)
         return step
 
+    def carry(self) -> None:
+        """Store what has come to be carried with the activations that are stored already: the model still holds it."""
+        for index, tensor in self.track.grown:
+            snapshot = self.run.snapshots.get(index)
+            if isinstance(snapshot, DenseSnapshot):
+                snapshot.add(tensor, self.run.enclosing)
+
     def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
         """Note a call that was made."""
         self.run.stages[self.track.stage].add_loose([tensor for tensor, _ in self.taken])
         self.versions += [version for _, version in self.taken]
+        self.carry()
         self.track.note(step, arguments, output, module=module)
         self.behind = self.run.watching.random.read_after(self.behind)
 

@@ -16,7 +16,7 @@ __all__ = ["Chain", "Stage", "StorageCosts", "nanoseconds"]
 
 TIMES = frozenset({"forward", "rebuild", "backward", "loss_time"})
 TEXTS = frozenset({"name", "origin"})
-FLAGS = frozenset({"saves_input", "saves_output", "input_grad"})
+FLAGS = frozenset({"saves_input", "saves_output", "input_grad", "carries"})
 REQUIRED = ("forward", "backward", "output_bytes", "saved_bytes")
 
 
@@ -42,6 +42,9 @@ class Stage:
         Transient bytes of each way to run the stage, beyond what is held before and what it leaves.
     grad_bytes
         Parameter gradients that its backward leaves allocated.
+    passed_bytes
+        Bytes of ``x_i`` that are ``x_{i+1}``'s as well, since the stage passes tensors on: while it runs forward, they
+        count once.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Stage:
     rebuild_extra: int = 0
     backward_extra: int = 0
     grad_bytes: int = 0
+    passed_bytes: int = 0
 
     @classmethod
     def from_json(cls, entry: Any, index: int, input_bytes: int) -> Self:
@@ -87,7 +91,17 @@ class Stage:
             raise ChainError(
                 f"{where}: rebuild {stage.rebuild} is more than forward {stage.forward}; it is a part of it"
             )
+        if stage.passed_bytes > min(input_bytes if index else 0, stage.output_bytes):
+            raise ChainError(
+                f"{where}: passed_bytes is {stage.passed_bytes}; it must be a part of both the input's {input_bytes} "
+                f"bytes and the output's {stage.output_bytes}, and 0 for the first stage: x_0 is the caller's"
+            )
         return stage
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; what the stage passes on only where there is something."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values if self.passed_bytes else {n: v for n, v in values.items() if n != "passed_bytes"}
 
 
 def read_field(name: str, value: Any, where: str) -> Any:
@@ -123,6 +137,15 @@ class Chain:
         For people.
     origin
         For people: where sizes and times are from and how sure they are, unless they were measured.
+    carries
+        Whether what leaps over stages is carried: a part of every activation on its way, dropped and made again with
+        it. Else it is held by every plan, and part of the extras.
+    plain_peak
+        Bytes of plain training's peak; None for what a simulation says. One that carries counts twice what is in two
+        activations.
+    carried
+        The same stages carrying, where something leaps over some of them: ``solve`` takes the better one for every
+        budget.
 
     Examples
     --------
@@ -138,6 +161,9 @@ class Chain:
     formats: Mapping[str, StorageCosts] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     name: str = ""
     origin: str = ""
+    carries: bool = False
+    plain_peak: int | None = None
+    carried: Chain | None = None
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -163,7 +189,8 @@ class Chain:
         """Return what it costs to save stage ``index`` in a format that has save modes, or dense."""
         if format_ == "dense":
             stage = self.stages[index]
-            return SaveMode(stage.saved_bytes, 0.0, 0.0, stage.save_extra, stage.backward_extra)
+            save_extra = stage.save_extra - stage.passed_bytes
+            return SaveMode(stage.saved_bytes, 0.0, 0.0, save_extra, stage.backward_extra)
         return self.formats[format_].save_mode(index)
 
     @property
@@ -222,7 +249,7 @@ class Chain:
         for required in ("input_bytes", "stages"):
             if required not in document:
                 raise ChainError(f"chain: field {required!r} is missing; required are input_bytes and stages")
-        names = ("name", "origin", "input_bytes", "input_grad", "loss_time", "loss_extra")
+        names = ("name", "origin", "input_bytes", "input_grad", "loss_time", "loss_extra", "carries", "plain_peak")
         values = {name: read_field(name, document[name], "chain") for name in names if name in document}
         entries = document["stages"]
         if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
@@ -232,11 +259,19 @@ class Chain:
         for index, entry in enumerate(entries):
             stages.append(Stage.from_json(entry, index, size))
             size = stages[-1].output_bytes
+        if stages[-1].passed_bytes:
+            raise ChainError(
+                f"stage {len(stages) - 1}: passed_bytes is {stages[-1].passed_bytes}; it must be 0 for the last stage: "
+                "x_L is the caller's"
+            )
         formats = document.get("formats", {})
         if not isinstance(formats, Mapping) or "dense" in formats:
             raise ChainError("chain: formats must be an object of formats other than 'dense' (its costs are the sizes)")
         costs = {name: StorageCosts.from_json(name, entry, len(stages)) for name, entry in formats.items()}
-        return cls(tuple(stages), formats=MappingProxyType(costs), **values)
+        carried = cls.from_json(document["carried"]) if "carried" in document else None
+        if carried is not None and [s.name for s in carried.stages] != [s.name for s in stages]:
+            raise ChainError("chain: carried has other stages than the chain; it must be the same chain")
+        return cls(tuple(stages), formats=MappingProxyType(costs), carried=carried, **values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the ``revolve.chain/1`` document."""
@@ -248,8 +283,11 @@ class Chain:
             "input_grad": self.input_grad,
             "loss_time": self.loss_time,
             "loss_extra": self.loss_extra,
-            "stages": [{f.name: getattr(stage, f.name) for f in fields(stage)} for stage in self.stages],
+            "stages": [stage.to_json() for stage in self.stages],
             "formats": {name: costs.to_json() for name, costs in self.formats.items()},
+            **({"carries": True} if self.carries else {}),
+            **({} if self.plain_peak is None else {"plain_peak": self.plain_peak}),
+            **({} if self.carried is None else {"carried": self.carried.to_json()}),
         }
 
     @classmethod
@@ -271,4 +309,4 @@ class Chain:
 FORMAT = "revolve.chain/1"
 KNOWN = frozenset(
     {"format", "name", "input_bytes", "input_grad", "loss_time", "loss_extra", "stages", "formats", "origin"}
-)
+) | {"carries", "plain_peak", "carried"}

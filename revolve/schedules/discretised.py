@@ -166,14 +166,14 @@ class SlotTables:
 
 
 def rounded(chain: Chain, budget: int, slots: int) -> Chain:
-    """Return the chain with all sizes in slots, rounded up."""
+    """Return the chain with all sizes in slots, rounded up; down, where they count less."""
 
     def in_slots(size: int) -> int:
         return -(-size * slots // budget) if budget else size * (slots + 1)
 
     def stage_in_slots(stage: Stage) -> Stage:
         sizes: dict[str, Any] = {name: in_slots(getattr(stage, name)) for name in BYTES}
-        return replace(stage, **sizes)
+        return replace(stage, **sizes, passed_bytes=-in_slots(-stage.passed_bytes))
 
     return replace(
         chain,

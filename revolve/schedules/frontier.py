@@ -42,16 +42,38 @@ class Frontier:
         tolerance; with one, ``makespans <= (1 + tolerance) * least_makespans``.
     tolerance
         Makespans are at most (1 + tolerance) times the optimum, at every budget.
+    carried
+        The frontier of ``chain.carried``, whose points are among these where they are better; None where the chain has
+        none. A plan of such a point has that chain.
     """
 
-    def __init__(self, chain: Chain, tables: Tables) -> None:
+    def __init__(self, chain: Chain, tables: Tables, carried: Frontier | None = None) -> None:
         self.chain = chain
         self.tables = tables
-        self.tolerance = tables.tolerance
+        self.tolerance: float = tables.tolerance if carried is None else max(tables.tolerance, carried.tolerance)
+        self.carried = carried
         peaks, least, times = tables.root()
         self.peaks: NDArray[np.int64] = peaks
         self.makespans: NDArray[np.float64] = times / 1e9
         self.least_makespans: NDArray[np.float64] = least / 1e9
+        self.carrying: NDArray[np.bool_] = np.zeros(len(peaks), np.bool_)  # which points are of ``carried``
+        if carried is not None:
+            self.join(carried)
+
+    def join(self, other: Frontier) -> None:
+        """Take in the points of another frontier that are below this one's, and leave out those that are not any more.
+
+        Where both have a point of the same peak and makespan, this one's stays.
+        """
+        peaks = np.concatenate((self.peaks, other.peaks))
+        makespans = np.concatenate((self.makespans, other.makespans))
+        carrying = np.repeat([False, True], (len(self), len(other)))
+        order = np.lexsort((carrying, makespans, peaks))
+        before = np.minimum.accumulate(np.concatenate(([np.inf], makespans[order][:-1])))
+        order = order[makespans[order] < before]
+        bounds = (lower_bounds(frontier, peaks[order]) for frontier in (self, other))
+        self.least_makespans = np.minimum(*bounds)
+        self.peaks, self.makespans, self.carrying = peaks[order], makespans[order], carrying[order]
 
     def __len__(self) -> int:
         return len(self.peaks)
@@ -64,7 +86,7 @@ class Frontier:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the solver's tables occupy."""
-        return self.tables.nbytes
+        return self.tables.nbytes + (0 if self.carried is None else self.carried.nbytes)
 
     @property
     def smallest(self) -> int:
@@ -175,14 +197,24 @@ class Frontier:
         if limit >= self.plain:
             return Plan.from_actions(self.chain, plain_schedule(len(self.chain)), "optimal", limit, self.tolerance)
         point = np.searchsorted(self.peaks, limit, side="right") - 1
-        actions = generate_optimal(self.tables, int(self.peaks[point]))
-        return Plan.from_actions(self.chain, actions, "optimal", limit, self.tolerance)
+        source = self.carried if self.carried is not None and self.carrying[point] else self
+        actions = generate_optimal(source.tables, int(self.peaks[point]))
+        return Plan.from_actions(source.chain, actions, "optimal", limit, self.tolerance)
+
+
+def lower_bounds(frontier: Frontier, budgets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the least makespans of a frontier within some budgets, infinite where nothing fits."""
+    least = np.concatenate(([np.inf], frontier.least_makespans))
+    return least[np.searchsorted(frontier.peaks, budgets, side="right")]
 
 
 def solve(
     chain: Chain, formats: Any = ("dense",), tolerance: float | str = 0.0, *, memory: int | str = "2GiB"
 ) -> Frontier:
     """Solve a chain exactly, for every budget at once.
+
+    A chain where something leaps over stages is solved twice, holding it and carrying it; for every budget the better
+    plan counts.
 
     Parameters
     ----------
@@ -228,12 +260,16 @@ def solve(
     if set(names) != set(chain.formats):  # a plan's chain says what it may use, also when it is planned for again
         chain = replace(chain, formats=MappingProxyType({name: chain.formats[name] for name in names}))
     limit = parse_bytes(memory, what="memory")
+    carried = None
+    if chain.carried is not None and not names:
+        named = replace(chain.carried, name=chain.name, origin=chain.origin)
+        carried = solve(named, (), tolerance, memory=limit)
     if tolerance == "auto":
-        return Frontier(chain, solve_automatically(chain, names, limit))
+        return Frontier(chain, solve_automatically(chain, names, limit), carried)
     number = tolerance if isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) else -1
     if not 0 <= number < float("inf"):
         raise BudgetError(f"tolerance={tolerance!r} is not possible; it must be a number of 0 or more, or 'auto'")
-    return Frontier(chain, solve_tables(chain, names, float(number), limit))
+    return Frontier(chain, solve_tables(chain, names, float(number), limit), carried)
 
 
 def check_formats(chain: Chain, formats: Any) -> tuple[str, ...]:

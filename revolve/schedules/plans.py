@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from .documents import check_format, read_document, write_document
 from .exceptions import ChainError, RevolveError
 from .simulator import Simulation, simulate
 
-__all__ = ["Plan", "plain_schedule"]
+__all__ = ["Plan", "plain_schedule", "with_carried"]
 
 FORMAT = "revolve.plan/1"
 FIELDS = (
@@ -46,6 +46,15 @@ def plain_schedule(length: int) -> list[Action]:
         Number of stages.
     """
     return [*map(Save, range(length)), Loss(), *map(Backward, reversed(range(length)))]
+
+
+def with_carried(chain: Chain, carried: Chain) -> Chain:
+    """Return a chain together with the same stages where they carry what leaps over them.
+
+    The time of the loss is the chain's, and plain training is judged by it.
+    """
+    peak = simulate(chain, plain_schedule(len(chain))).peak
+    return replace(chain, carried=replace(carried, loss_time=chain.loss_time, carries=True, plain_peak=peak))
 
 
 @dataclass(frozen=True, eq=True)
@@ -99,7 +108,8 @@ class Plan:
         steps = tuple(read_actions(actions))
         judged = simulate(chain, steps)
         plain = simulate(chain, plain_schedule(len(chain)))
-        return cls(chain, steps, strategy, budget, judged.peak, judged.makespan, plain.peak, plain.makespan, tolerance)
+        peak = plain.peak if chain.plain_peak is None else chain.plain_peak
+        return cls(chain, steps, strategy, budget, judged.peak, judged.makespan, peak, plain.makespan, tolerance)
 
     @property
     def ratio(self) -> float:

@@ -67,6 +67,7 @@ def describe_chain(chain: Chain, formats: tuple[str, ...]) -> tuple[Any, ...]:
     sizes[1] = [chain.gradient_bytes(j) for j in range(length + 1)]
     for row, name in enumerate(("saved_bytes", "forward_extra", "save_extra", "rebuild_extra", "backward_extra"), 2):
         sizes[row, :-1] = [getattr(stage, name) for stage in stages]
+    sizes[3:5, :-1] -= [stage.passed_bytes for stage in stages]
     sizes[7, 1:] = np.cumsum([stage.grad_bytes for stage in stages])
     sizes[8, 0] = chain.loss_extra
     times = np.zeros((4, length + 1), np.int64)

@@ -4,7 +4,8 @@ Nobody else computes a peak or a makespan. Bytes held at any time, each storage 
 
 - ``x_j`` for 0 < j < L while it is the cursor, stored dense, or retained by a saved stage (``x_j`` by stage
   j with ``saves_input``, by stage j-1 with ``saves_output``); ``x_L`` from when it is produced to the end;
-  ``x_0`` is the caller's;
+  ``x_0`` is the caller's; what a stage passes on is part of both its input and its output, and counts once
+  while it runs forward;
 - ``stored_bytes`` of ``x_j``'s form in each format in which it is stored, or retained by a stage saved in
   that format where ``Chain.encoded`` says so, then instead of the dense one. A form is made, which takes
   ``store_time``, when it gets its first holder; all its holders share it;
@@ -210,7 +211,7 @@ class State:
         self.start(action)
         stage = self.chain.stages[action.index]
         self.retain(action.index + 1)
-        peak = self.held + stage.forward_extra
+        peak = self.held + stage.forward_extra - stage.passed_bytes
         self.move_cursor(action.index + 1)
         return nanoseconds(stage.forward), peak
 

@@ -70,6 +70,16 @@ class DenseSnapshot:
         else:
             self.value = map_tensors(lambda tensor: Elsewhere(tensor, enclosing), value)
 
+    def add(self, tensor: torch.Tensor, enclosing: Enclosing | None = None) -> None:
+        """Keep one more tensor, behind those of the boundary; by the hooks, if these keep the others."""
+        before = self.value if isinstance(self.value, tuple) else (self.value,)
+        if self.elsewhere:
+            assert enclosing is not None
+            self.value = (*before, Elsewhere(tensor, enclosing))
+        else:
+            self.value = (*before, cut(tensor))
+            self.versions = versions_of(self.value)
+
     def load(self) -> Any:
         """Return the activation as a fresh leaf.
 

@@ -193,7 +193,7 @@ class Search:
         both = replaced(source, i + 1, output)
         keep = [["store", i + 1, "dense"]] if moved[i + 1] == ABSENT and i + 1 < self.length else []
         if arrived != moved:
-            peak = self.held((both, saved, front)) + stage.forward_extra
+            peak = self.held((both, saved, front)) + stage.forward_extra - stage.passed_bytes
             yield peak, (arrived, saved, front), nanoseconds(stage.forward), [["forward", i], *keep]
         if saved[i]:
             return

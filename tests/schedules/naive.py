@@ -99,7 +99,7 @@ class Recurrence:
         stage = self.stages[s]
         cursor, output = 0 if held == P else self.x[s], self.output(s, t)
         kept = stage.saved_bytes + (cursor if stage.saves_input else 0) + (output if stage.saves_output else 0)
-        peak = self.gradient[t + 1] + cursor + output + stage.saved_bytes + stage.save_extra
+        peak = self.gradient[t + 1] + cursor + output + stage.saved_bytes + stage.save_extra - stage.passed_bytes
         # By its backward the loss is over and the caller holds x_L: what ``kept`` has of it is in ``left``.
         twice = output if stage.saves_output and s + 1 == self.length == t else 0
         backward = kept - twice + self.left(s + 1, t) + self.gradient[s + 1] + stage.backward_extra
@@ -138,7 +138,8 @@ class Recurrence:
         peaks = []
         for i in range(s, k):
             cursor = self.x[i] if i > s or way != "dense" else 0
-            peaks.append(self.gradient[t + 1] + kept + cursor + self.x[i + 1] + self.stages[i].forward_extra)
+            extra = self.stages[i].forward_extra - self.stages[i].passed_bytes
+            peaks.append(self.gradient[t + 1] + kept + cursor + self.x[i + 1] + extra)
         time = sum(nanoseconds(stage.forward) for stage in self.stages[s:k])
         again = (H, name) if held == E else table
         if held == G and way != "dense":  # stored for these stages alone

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from revolve.schedules import Chain
@@ -44,6 +46,14 @@ def random_chain(
             if consistent:
                 make_consistent(costs, stages)
     return Chain.from_json(document)
+
+
+def passing_on(chain: Chain, rng: random.Random) -> Chain:
+    """Return a chain whose stages pass parts of their inputs on."""
+    sizes = [0, *(stage.output_bytes for stage in chain.stages[:-1]), 0]
+    passed = [rng.randint(0, min(pair)) for pair in pairwise(sizes)]
+    stages = [replace(stage, passed_bytes=size) for stage, size in zip(chain.stages, passed, strict=True)]
+    return replace(chain, stages=tuple(stages))
 
 
 def random_stage(rng: random.Random, largest: int, consistent: bool) -> dict[str, Any]:

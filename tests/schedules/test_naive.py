@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import least_makespan, nanoseconds
-from random_chains import random_chain
+from random_chains import passing_on, random_chain
 
 from revolve.schedules import Chain, Frontier, InfeasibleBudget, solve
 
@@ -49,6 +49,7 @@ def test_solver_equals_the_plain_recursion(seed, length, largest, formats, modes
     stages = (replace(stage, forward_extra=transient * stage.forward_extra) for stage in chain.stages)
     chain = replace(chain, stages=tuple(stages))
     assert_twins_agree(chain, (), shares)
+    assert_twins_agree(passing_on(chain, rng), (), shares)
     if formats:
         assert_twins_agree(chain, tuple(chain.formats), shares)
 
