@@ -97,8 +97,8 @@ class Frontier:
     def plain(self) -> int:
         """Bytes of plain training's peak: the last point, from which on nothing is run again.
 
-        It stays plain training's where a tolerance left that point out, or where stages that take no
-        time can be run again for nothing.
+        It stays plain training's where a tolerance left that point out, where stages that take no
+        time can be run again for nothing, or where carrying takes less.
         """
         return simulate(self.chain, plain_schedule(len(self.chain))).peak
 
