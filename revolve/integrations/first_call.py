@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,9 @@ class PlannedModule:
         self.coverage = coverage
 
 
-def plan_module(module: nn.Module, sample: Any, budget: int | str, loss: Loss | None = None) -> PlannedModule:
+def plan_module(
+    module: nn.Module, sample: Any, budget: int | str, loss: Loss | None = None, formats: Sequence[str] = ()
+) -> PlannedModule:
     """Measure a module, solve for a budget, and put the plan on it.
 
     Parameters
@@ -53,7 +55,7 @@ def plan_module(module: nn.Module, sample: Any, budget: int | str, loss: Loss | 
         The input, as for :func:`revolve.measure`.
     budget
         Bytes, or a string as ``"2GiB"`` or ``"80%"`` of what the device has free.
-    loss
+    loss, formats
         As for :func:`revolve.measure`.
 
     Raises
@@ -65,7 +67,7 @@ def plan_module(module: nn.Module, sample: Any, budget: int | str, loss: Loss | 
     """
     limit = parse_bytes(budget, free_bytes(module))
     coverage = linearize(module, sample).coverage
-    plan = solve(measure(module, sample, loss), tolerance="auto").plan(limit)
+    plan = solve(measure(module, sample, loss, formats=formats), formats, tolerance="auto").plan(limit)
     checkpointed(module, plan)
     return PlannedModule(plan, coverage)
 

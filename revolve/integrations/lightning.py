@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ class RevolveCallback(Callback):  # type: ignore[misc]
     loss
         Maps the module's output to a scalar, as training_step does; default the output's own ``loss``, else half its
         mean square.
+    formats
+        Storage formats that checkpoints and saved tensors may be kept in, besides the dense one: ``"bitmap"``,
+        ``"disk"``, ``"host"`` ... (docs/storage.md). With lossy ones gradients are not those of plain training.
     show
         Gets the lines that describe the plan, on rank 0; None for nothing.
 
@@ -69,11 +72,13 @@ class RevolveCallback(Callback):  # type: ignore[misc]
         *,
         module: str | None = None,
         loss: Callable[[Any], torch.Tensor] | None = None,
+        formats: Sequence[str] = (),
         show: Callable[[str], None] | None = print,
     ) -> None:
         self.budget = budget
         self.module = module
         self.loss = loss
+        self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
         self.show = show
         self.plan: Plan | None = None
         self.planned: str | None = None
@@ -102,7 +107,7 @@ class RevolveCallback(Callback):  # type: ignore[misc]
 
         def plan_now(module: nn.Module, sample: Any) -> None:
             self.stack.close()
-            planned = plan_module(module, sample, self.budget, self.loss)
+            planned = plan_module(module, sample, self.budget, self.loss, self.formats)
             self.plan, self.planned = planned.plan, path
             self.stack.callback(restore, module)
             if shown is not None:
@@ -127,11 +132,16 @@ class RevolveCallback(Callback):  # type: ignore[misc]
         """Return the plan and what it is for, to be kept in checkpoints."""
         if self.plan is None:
             return {}
-        return {"budget": self.budget, "module": self.planned, "plan": self.plan.to_json()}
+        return {**self.asked(), "module": self.planned, "plan": self.plan.to_json()}
+
+    def asked(self) -> dict[str, Any]:
+        """Return what a plan of a checkpoint has to be made for."""
+        return {"budget": self.budget, "formats": self.formats}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a plan from a checkpoint, if it was made for the same budget and module."""
-        if state_dict and state_dict["budget"] == self.budget and self.module in (None, state_dict["module"]):
+        """Take a plan from a checkpoint, if it was made for the same budget, formats and module."""
+        same = all(state_dict.get(name) == value for name, value in self.asked().items())
+        if same and self.module in (None, state_dict["module"]):
             self.plan, self.planned = Plan.from_json(state_dict["plan"]), state_dict["module"]
 
 

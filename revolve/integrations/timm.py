@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ def checkpointed(
     budget: int | str,
     *,
     loss: Callable[[Any], torch.Tensor] | None = None,
+    formats: Sequence[str] = (),
 ) -> Model:
     """Let a model of timm train inside a byte budget; every bit is that of plain training.
 
@@ -38,6 +39,9 @@ def checkpointed(
         Bytes, or a string as ``"2GiB"`` or ``"80%"`` of what the device has free: what a step may add to memory.
     loss
         Maps the output to a scalar; default half its mean square. What the loss itself takes is in the budget.
+    formats
+        Storage formats that checkpoints and saved tensors may be kept in, besides the dense one: ``"bitmap"``,
+        ``"disk"``, ``"host"`` ... (docs/storage.md). With lossy ones gradients are not those of plain training.
 
     Returns
     -------
@@ -61,5 +65,5 @@ def checkpointed(
     """
     refuse_own_checkpointing(check_model(model))
     restore(model)
-    plan_module(model, images, budget, loss)
+    plan_module(model, images, budget, loss, formats)
     return model

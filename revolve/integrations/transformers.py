@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,7 +29,9 @@ Model = TypeVar("Model", bound=nn.Module)
 Loss = Callable[[Any], torch.Tensor]
 
 
-def checkpointed(model: Model, batch: Any, budget: int | str, *, loss: Loss | None = None) -> Model:
+def checkpointed(
+    model: Model, batch: Any, budget: int | str, *, loss: Loss | None = None, formats: Sequence[str] = ()
+) -> Model:
     """Let a model of transformers train inside a byte budget; every bit is that of plain training.
 
     Parameters
@@ -43,6 +45,9 @@ def checkpointed(model: Model, batch: Any, budget: int | str, *, loss: Loss | No
         Bytes, or a string as ``"2GiB"`` or ``"80%"`` of what the device has free: what a step may add to memory.
     loss
         Maps the output to a scalar; default the output's own ``loss``, which it has where there are labels.
+    formats
+        Storage formats that checkpoints and saved tensors may be kept in, besides the dense one: ``"bitmap"``,
+        ``"disk"``, ``"host"`` ... (docs/storage.md). With lossy ones gradients are not those of plain training.
 
     Returns
     -------
@@ -68,7 +73,7 @@ def checkpointed(model: Model, batch: Any, budget: int | str, *, loss: Loss | No
     restore(model)
     switch_off_caches(model)
     with undone_by_errors(model):
-        plan_module(model, dict(batch) if isinstance(batch, Mapping) else batch, budget, loss)
+        plan_module(model, dict(batch) if isinstance(batch, Mapping) else batch, budget, loss, formats)
     return model
 
 
@@ -128,6 +133,8 @@ class RevolveCallback(TrainerCallback):  # type: ignore[misc]
         later batches may be larger.
     loss
         Maps the output to a scalar; default the output's own ``loss``.
+    formats
+        As in :func:`checkpointed`.
     show
         Gets the lines that describe the plan, in the main process; None for nothing.
 
@@ -153,11 +160,13 @@ class RevolveCallback(TrainerCallback):  # type: ignore[misc]
         *,
         batch: Mapping[str, Any] | None = None,
         loss: Loss | None = None,
+        formats: Sequence[str] = (),
         show: Callable[[str], None] | None = print,
     ) -> None:
         self.budget = budget
         self.batch = batch
         self.loss = loss
+        self.formats = formats
         self.show = show
         self.plan: Plan | None = None
         self.waiting: FirstCall | None = None
@@ -179,7 +188,7 @@ class RevolveCallback(TrainerCallback):  # type: ignore[misc]
                 device = device_of(module)
                 sample = map_tensors(lambda tensor: tensor.to(device), dict(self.batch))
             with undone_by_errors(module):
-                planned = plan_module(module, sample, self.budget, self.loss)
+                planned = plan_module(module, sample, self.budget, self.loss, self.formats)
             self.plan = planned.plan
             if shown is not None:
                 shown(describe_plan(planned.plan, planned.coverage))

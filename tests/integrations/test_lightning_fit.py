@@ -155,6 +155,19 @@ def test_a_resumed_fit_goes_on_by_the_plan_of_the_checkpoint(tmp_path, least, mo
     assert equal(module, plain)
     with pytest.raises(TypeError, match="NoneType"):  # another budget is planned for
         fit(tmp_path, [RevolveCallback(2 * least, show=None)], resume=path)
+    with pytest.raises(TypeError, match="NoneType"):  # and so are other formats
+        fit(tmp_path, [RevolveCallback(least, formats="disk", show=None)], resume=path)
+
+
+def test_a_format_is_used_below_the_least_budget_without_it(tmp_path, least):
+    plain, _ = fit(tmp_path, epochs=1)
+    chain = revolve.measure(Network(), textures(side=16, each=8)[0][:8], formats=("disk",))
+    smallest = revolve.solve(chain, ("disk",)).smallest
+    callback = RevolveCallback((smallest + least) // 2, formats=("disk",), show=None)
+    module, _ = fit(tmp_path, [callback], epochs=1)
+    assert "disk" in callback.plan.formats()
+    assert module.losses == plain.losses
+    assert equal(module, plain)
 
 
 def test_a_module_of_ones_own_choice_and_one_that_there_is_not(tmp_path):

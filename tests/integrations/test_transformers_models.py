@@ -52,6 +52,17 @@ def test_the_peak_is_within_the_budget_and_below_plain():
     assert max(peaks.values) <= caught.value.smallest < 0.7 * plan_of(model).plain_peak
 
 
+def test_formats_reach_below_the_least_budget_without_them():
+    model, batch = llama(), words()
+    plain, least = plainly(model, batch), frontier_of(model, batch).smallest
+    with pytest.raises(revolve.InfeasibleBudget) as caught:
+        checkpointed(model, batch, 0, formats=("disk",))
+    assert caught.value.smallest < least
+    checkpointed(model, batch, caught.value.smallest, formats=("disk",))
+    assert "disk" in plan_of(model).formats()
+    assert equal(gradients(model, batch), plain)
+
+
 def test_caches_are_off_in_training_only_and_only_while_there_is_a_plan():
     model, batch = llama(), words()
     checkpointed(model, batch, "1GB")
