@@ -77,15 +77,11 @@ def test_photographs_are_learned_as_plainly_within_the_budget(name):
 
 def test_formats_reach_below_the_least_budget_without_them():
     images, labels = photographs()
-    plain = build("mobilenet")
+    plain = build("vit")
     expected, _ = train(plain, images, labels, steps=2)
-    model = build("mobilenet")
-    with pytest.raises(revolve.InfeasibleBudget) as dense:
-        checkpointed(model, images, 0)
-    with pytest.raises(revolve.InfeasibleBudget) as caught:
-        checkpointed(model, images, 0, formats=("disk",))
-    assert caught.value.smallest < dense.value.smallest
-    checkpointed(model, images, caught.value.smallest, formats=("disk",))
+    model = build("vit")
+    least = revolve.solve(revolve.measure(model, images)).smallest
+    checkpointed(model, images, int(0.98 * least), formats=("disk",))
     assert "disk" in plan_of(model).formats()
     assert train(model, images, labels, steps=2)[0] == expected
 
