@@ -53,9 +53,15 @@ class Watch:
         self.surprises: list[Surprise] = []
 
     @classmethod
-    def over(cls, stages: Iterable[StageModule], devices: Iterable[torch.device], drawing: list[bool | None]) -> Watch:
-        """Watch torch's generators on some devices, those that stages own, Python's and NumPy's."""
-        owned = [source for stage in stages for source in stage.sources()]
+    def over(
+        cls,
+        stages: Iterable[StageModule],
+        devices: Iterable[torch.device],
+        drawing: list[bool | None],
+        others: Iterable[Source] = (),
+    ) -> Watch:
+        """Watch torch's generators on some devices, those that stages own, others, Python's and NumPy's."""
+        owned = [*others, *(source for stage in stages for source in stage.sources())]
         return cls(dict.fromkeys([*default_sources(devices), *owned, *FOREIGN]), drawing)
 
     def look(self) -> None:

@@ -126,7 +126,7 @@ class Run:
         # Other processes, or hooks around the model, would have to take part if stages were looked at again.
         apart = apart or self.enclosing is not None or (distributed.is_available() and distributed.is_initialized())
         drawing: list[bool | None] = [None] * len(self.stages) if apart else self.habits.drawing
-        self.watching = Watch.over(self.stages, self.devices, drawing)
+        self.watching = Watch.over(self.stages, self.devices, drawing, self.user_modes.sources())
 
     def enter(self, value: Any) -> FirstRun:
         """Open the next stage's first run, on a value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from .tables import Contents
 __all__ = ["Sight"]
 
 SCALARS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))
+CONTAINERS = (list, tuple, dict, set, frozenset)
+FIXED = (type, nn.Module, BuiltinFunctionType)
 
 
 class Sight:
@@ -39,6 +42,8 @@ class Sight:
         may, it has a weak reference (``opaque``), and of the others the values.
     sources
         The random number generators among the attributes.
+    volatile
+        Whether others may come and go in them: in containers and functions.
     """
 
     __slots__ = (
@@ -55,6 +60,7 @@ class Sight:
         "trainable",
         "training",
         "values",
+        "volatile",
     )
 
     def __init__(self, modules: Sequence[nn.Module], contents: Contents, spots: Spots, values: list[Any]) -> None:
@@ -65,6 +71,7 @@ class Sight:
         self.values = [None if number in others else value for number, value in enumerate(values)]
         self.opaque = [(*spots.entries[n], weakref.ref(value), n) for n, value in others.items()] if self.shared else []
         self.sources = sources_of(others.values())
+        self.volatile = any(map(is_volatile, others.values()))
         self.training = [module.training for module in modules]
         self.trainable = contents.trainable()
         self.modules = list(zip(modules, self.training, strict=True))
@@ -117,6 +124,11 @@ def is_simple(value: Any) -> bool:
     if kind is tuple or (kind is list and value):
         return SCALARS.issuperset(map(type, value))
     return kind in SCALARS
+
+
+def is_volatile(value: Any) -> bool:
+    """Whether a value that is not simple may hold other generators later."""
+    return isinstance(value, CONTAINERS) or (callable(value) and not isinstance(value, FIXED))
 
 
 def is_opaque(value: Any) -> bool:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from revolve.storage.boundary import storage_keys, storages_by_key
 
-from .attributes import Spots
+from .attributes import STANDARD, Spots
 from .exceptions import ModelError, PlanMismatch
 from .generators import KINDS, Source, sources_of
 from .reaching import reach
@@ -45,6 +46,7 @@ class Known:
     spots: Spots | None = None
     sight: Sight | None = None
     hooks: ModuleHooks | None = None  # of the whole chain that begins with the stage
+    hidden: tuple[int, list[Source]] | None = None  # generators that hooks and containers hold, when there were so many
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class StageModule:
         ``activation`` maps its output to what of it counts as the next stage's input, if not all does.
         """
         twin = StageModule(self.name, functions)
-        names = ("modules", "units", "stops_early", "tables", "known", "hidden_sources", "owner")
+        names = ("modules", "units", "stops_early", "tables", "known", "owner")
         shared = {name: getattr(self, name) for name in names}
         twin.__dict__.update(shared, loose=(), loose_functions=(), activation=activation or self.activation)
         return twin
@@ -161,16 +163,20 @@ class StageModule:
 
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
-        sight = self.known.sight
-        own = sight.sources if sight is not None and sight.holds() else sources_of(self.attributes()[1])
-        return [*self.hidden_sources, *own] if own else self.hidden_sources
+        known = self.known
+        sight = known.sight if known.sight is not None and known.sight.holds() else None
+        steady = sight is not None and not sight.volatile and not self.loose_functions
+        if not steady or known.hidden is None or known.hidden[0] != RemovableHandle.next_id:
+            known.hidden = RemovableHandle.next_id, self.hidden_sources()
+        own = sources_of(self.attributes()[1]) if sight is None else sight.sources
+        return [*known.hidden[1], *own] if own else known.hidden[1]
 
-    @cached_property
     def hidden_sources(self) -> list[Source]:
-        """The random number generators that are not attributes of modules themselves."""
+        """Return the random number generators that are not attributes of modules themselves."""
         roots: list[Any] = [*self.loose_functions]
         for module in self.modules:
-            roots += [value for name, value in vars(module).items() if name not in INNER]
+            attributes = [item for item in vars(module).items() if item[0] not in INNER]
+            roots += [value for name, value in attributes if name not in STANDARD or value]
             forward = type(module).forward
             roots += [] if forward.__module__.startswith("torch.") else [forward]
         kinds: tuple[type[Any], ...] = tuple(KINDS)

@@ -17,6 +17,7 @@ from revolve.storage.boundary import storages_by_key, version_of
 from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
+from .likeness import Likeness
 from .refusals import changed_since, changed_within
 from .replay import questions
 from .stages import StageModule
@@ -189,7 +190,10 @@ class StageState:
         if parameters or loose:
             raise changed_within(self.stage.name, self.name(parameters, loose), taken=not parameters)
         if self.changing is None:
-            self.changing = buffers | {place for place, pair in self.before.items() if not same(*pair)} | attributes
+            buffers |= {place for place, pair in self.before.items() if not same(*pair)}
+            # A norm's mean may happen to stay as it was while it counts the batch: then it changes in a later step.
+            tables = {table for table, _ in buffers}
+            self.changing = buffers | {place for place in self.before if place[0] in tables} | attributes
             self.before = {place: pair for place, pair in self.before.items() if place in self.changing}
         if surprises := touched | (buffers - self.changing):
             raise RecomputeError(
@@ -206,7 +210,10 @@ class StageState:
         """Whether a buffer is a statistic that its module, in training mode, updates but never reads."""
         number, module = self.stage.module_of(place)
         hooked = module._forward_hooks or module._forward_pre_hooks
-        return type(module).forward in STATISTICAL and self.sight.training[number] and not hooked
+        own = vars(module).get("forward")
+        forward = own.likeness() if isinstance(own, Likeness) else own
+        patched = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+        return type(module).forward in STATISTICAL and self.sight.training[number] and not hooked and not patched
 
     def check(self) -> None:
         """Check that nothing the stage reads has been changed since.

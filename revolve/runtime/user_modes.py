@@ -15,6 +15,9 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from .generators import KINDS, Source, sources_of
+from .reaching import reach
+
 __all__ = ["UserModes"]
 
 # Modes that are not the user's, by where their classes are: what follows a model's calls here, the default device (it
@@ -54,6 +57,11 @@ class UserModes:
             return NONE
         functions = tuple(filter(is_user_mode, _get_current_function_mode_stack()))
         return cls(functions, tuple(filter(is_user_mode, dispatch_stack())))
+
+    def sources(self) -> list[Source]:
+        """Return the random number generators that the modes keep."""
+        kinds: tuple[type[Any], ...] = tuple(KINDS)
+        return sources_of(found for mode in (*self.functions, *self.dispatches) for found in reach(vars(mode), kinds))
 
     def active(self) -> bool:
         """Whether these are the modes of now."""

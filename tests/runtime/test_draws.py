@@ -207,6 +207,38 @@ def test_generators_of_the_user(planner, kind):
         assert_same(ours, theirs)
 
 
+def exchange(model, turn):
+    """Give every stage another generator, in the same dictionary."""
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, Owning):
+            module.kept["a"] = torch.Generator().manual_seed(10 * turn + number)
+
+
+def rebind(model, turn):
+    """Give every stage another dictionary."""
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, Owning):
+            module.kept = {"a": torch.Generator().manual_seed(10 * turn + number)}
+
+
+def hook_again(model, turn):
+    """Give every stage another hook that draws."""
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, nn.Linear):
+            module._forward_hooks.clear()
+            generator = torch.Generator().manual_seed(10 * turn + number)
+            module.register_forward_hook(lambda _m, _a, y, g=generator: y * torch.rand((), generator=g))
+
+
+@pytest.mark.parametrize("change", [exchange, rebind, hook_again])
+def test_generators_that_are_exchanged_between_steps(change):
+    between = () if change is hook_again else (lambda: Owning({}, lambda kept: torch.rand((), generator=kept["a"])),)
+    planned, plain = twins(perceptron(*between))
+    for turn in range(3):
+        change(planned, turn), change(plain, turn)
+        assert_same(run_step(planned, batch(seed=turn)), run_step(plain, batch(seed=turn)))
+
+
 def test_a_generator_of_the_operating_system_has_no_state():
     generator = random.SystemRandom()
     planned, _ = twins(perceptron(lambda: Owning(None, lambda kept: 2 + 0 * generator.random())))

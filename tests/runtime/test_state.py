@@ -7,6 +7,8 @@ import torch
 from steps import assert_equal_steps, assert_same, batch, perceptron, run_step, square, twins
 from torch import nn
 
+from revolve.runtime.exceptions import RecomputeError
+
 
 class MovingMean(nn.Module):
     """Centres by a moving mean in a buffer, changed in place or replaced by a new tensor."""
@@ -50,6 +52,33 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_steps_equal_plain_ones(name):
     assert_equal_steps(perceptron(*LAYERS[name], depth=4), batch(), steps=3)
+
+
+@pytest.mark.parametrize("first", ["zeros", "momentum"])
+def test_statistics_that_the_first_step_leaves_as_they_are(first):
+    """A mean of exactly 0, or momentum 0 in the first step: the norm is known by its count."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.Tanh()) for _ in range(4)]
+    planned, plain = twins(nn.Sequential(*layers))
+    for turn in range(3):
+        for model in (planned, plain):
+            for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm1d)):
+                norm.momentum = 0.1 if turn or first == "zeros" else 0.0
+        x = batch(seed=turn) * float(bool(turn) or first != "zeros")
+        assert_same(run_step(planned, x), run_step(plain, x))
+
+
+def test_statistics_that_a_forward_of_ones_own_reads():
+    """A norm whose forward is replaced on the instance may read what it does not update."""
+    planned, _ = twins(perceptron(lambda: nn.BatchNorm1d(16)))
+    norms = [module for module in planned.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.forward = lambda x, norm=norm: x - norm.running_mean
+    loss = square(planned(batch()))
+    with torch.no_grad():
+        norms[1].running_mean.add_(1)
+    with pytest.raises(RecomputeError, match="running_mean"):
+        loss.backward()
 
 
 def test_random_numbers_between_forward_and_backward():

@@ -106,6 +106,28 @@ def test_modes_around_the_forward(name, planner):
     assert not torch.equal(found[0][0], perceptron(lambda: nn.Dropout(0.3))(batch()))
 
 
+class Dithered(Louder):
+    """Adds noise from a generator of its own to what linear layers give."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result + torch.rand((), generator=self.generator) if func is nn.functional.linear else result
+
+
+def test_a_mode_that_draws_from_a_generator_of_its_own():
+    found = []
+    for planned in (True, False):
+        model = perceptron()
+        if planned:
+            revolve.checkpointed(model, PLANNERS["forgetful"](model))
+        found.append([*step(model, batch(), [Dithered()]), *step(model, batch(), [Dithered()])])
+    assert_equal(*found)
+
+
 def test_a_mode_around_a_whole_step():
     """Torch takes a function mode off while it hands ``Tensor.backward`` to it."""
     found = []
