@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 __all__ = ["NOWHERE", "Contents", "Place", "Table", "fill"]
 
@@ -39,7 +40,7 @@ class Contents:
         self.copies = [table.copy() for table in tables]
         self.identities = [id(entry) for table in tables for entry in table.values()]
         self.tensors = [entry for table in tables for entry in table.values() if entry is not None]
-        self.tracked = [tensor for tensor in self.tensors if not tensor.is_inference()]
+        self.tracked = [tensor for tensor in self.tensors if not is_lazy(tensor) and not tensor.is_inference()]
         self.others: dict[frozenset[Place], list[torch.Tensor]] = {NOWHERE: self.tracked}
 
     def intact(self) -> bool:

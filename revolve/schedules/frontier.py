@@ -261,7 +261,7 @@ def solve(
         chain = replace(chain, formats=MappingProxyType({name: chain.formats[name] for name in names}))
     limit = parse_bytes(memory, what="memory")
     carried = None
-    if chain.carried is not None and not names:
+    if chain.carried is not None:
         named = replace(chain.carried, name=chain.name, origin=chain.origin)
         carried = solve(named, (), tolerance, memory=limit)
     if tolerance == "auto":

@@ -28,6 +28,7 @@ from revolve.storage.shared_forms import Forms
 
 FORMATS = ("bitmap", "int8", "disk")
 LOSSY = ("bf16", "int8")
+WITHOUT_ZEROS = ("u-net", "encoder and decoder", "shared", "branches")
 
 
 class Block(nn.Module):
@@ -127,7 +128,8 @@ def test_steps_equal_plain_ones_within_the_predicted_peak(name, format_, encoded
     for schedule in SCHEDULES:
         encoded.number = 0
         ratio = check(model, sample, forced(chain, schedule, format_), format_)
-        assert encoded.number > len(chain) // 2 or (name, format_) == ("u-net", "bitmap")  # its GELUs leave no zeros
+        least = 0 if name == "branches" else len(chain) // 2  # most of what its stages save is held anyway
+        assert encoded.number > least or (format_ == "bitmap" and name in WITHOUT_ZEROS)
         assert ratio > 0.7
 
 
@@ -139,10 +141,12 @@ def test_the_solver_chooses_formats(format_):
     model, sample = skipping()
     chain = revolve.measure(model, sample, formats=(format_,))
     frontier = revolve.solve(free_of_charge(chain, format_), (format_,))
-    assert frontier.smallest < revolve.solve(chain).smallest or format_ == "bitmap"
-    plans = [Plan.from_actions(chain, frontier.plan(int(peak)).actions) for peak in frontier.peaks]
+    assert frontier.smallest <= revolve.solve(chain).smallest
+    held = revolve.solve(replace(free_of_charge(chain, format_), carried=None), (format_,))
+    assert held.smallest < revolve.solve(replace(chain, carried=None)).smallest or format_ == "bitmap"
+    plans = [Plan.from_actions(chain, held.plan(int(peak)).actions) for peak in held.peaks]
     plans = [replace(plan, budget=plan.peak) for plan in plans if format_ in plan.formats()]
-    assert len(plans) >= len(frontier.peaks) // 2
+    assert len(plans) >= len(held.peaks) // 2
     for plan in plans[:: max(1, len(plans) // 4)]:
         assert check(model, sample, plan, format_) > 0.75  # two tensors pass between blocks, and one of them is saved
 
