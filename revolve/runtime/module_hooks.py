@@ -79,7 +79,8 @@ class ModuleHooks:
 
     def others(self) -> list[tuple[dict[int, Any], Items]]:
         """Return the tables that hold other hooks now, each with what it held."""
-        held = [(table, self.entries[id(table)][1] if id(table) in self.entries else []) for table in self.tables]
+        known = [table for table in self.tables if table or id(table) in self.entries]
+        held = [(table, self.entries[id(table)][1] if id(table) in self.entries else []) for table in known]
         return [(table, items) for table, items in held if list(table.items()) != items]
 
     def enter(self, stack: ExitStack) -> None:

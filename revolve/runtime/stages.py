@@ -46,7 +46,9 @@ class Known:
     spots: Spots | None = None
     sight: Sight | None = None
     hooks: ModuleHooks | None = None  # of the whole chain that begins with the stage
-    hidden: tuple[int, list[Source]] | None = None  # generators that hooks and containers hold, when there were so many
+    hidden: list[Source] | None = None  # generators that hooks, containers and functions hold
+    hooked: bool = False  # when they were looked for, and how many hooks had ever been registered then
+    count: int = -1
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,14 @@ class StageModule:
         known = self.known
         sight = known.sight if known.sight is not None and known.sight.holds() else None
         steady = sight is not None and not sight.volatile and not self.loose_functions
-        if not steady or known.hidden is None or known.hidden[0] != RemovableHandle.next_id:
-            known.hidden = RemovableHandle.next_id, self.hidden_sources()
+        if known.count != RemovableHandle.next_id:  # there are other hooks, somewhere
+            hooked, known.hooked = known.hooked, any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+            steady = steady and not hooked and not known.hooked
+            known.count = RemovableHandle.next_id
+        if not steady or known.hidden is None:
+            known.hidden = self.hidden_sources()
         own = sources_of(self.attributes()[1]) if sight is None else sight.sources
-        return [*known.hidden[1], *own] if own else known.hidden[1]
+        return [*known.hidden, *own] if own else known.hidden
 
     def hidden_sources(self) -> list[Source]:
         """Return the random number generators that are not attributes of modules themselves."""
