@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -14,12 +15,12 @@ __all__ = ["Likeness", "uncompiled"]
 REASON = "the model has a revolve plan, which is not compiled: call revolve.restore(model) before it is exported"
 
 
-class Likeness:
+class Likeness(ABC):
     """Has the signature and the code of another function: transformers' Trainer and ``torch.export`` ask for them."""
 
+    @abstractmethod
     def likeness(self) -> Callable[..., Any]:
         """Return the function that this looks like."""
-        raise NotImplementedError
 
     @property
     def __signature__(self) -> inspect.Signature:

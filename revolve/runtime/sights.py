@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from revolve.storage.boundary import ATOMS
+
 from .attributes import Spots
 from .generators import sources_of
 from .tables import Contents
 
 __all__ = ["Sight"]
 
-SCALARS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))
+SCALARS = ATOMS | {torch.Size}
 CONTAINERS = (list, tuple, dict, set, frozenset)
 FIXED = (type, nn.Module, BuiltinFunctionType)
 

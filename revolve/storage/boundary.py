@@ -11,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "ATOMS",
     "bytes_of",
     "cut",
     "map_tensors",

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from steps import PLANNERS, batch, perceptron, square
+from steps import PLANNERS, batch, perceptron, square, twins
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from twins import assert_equal, forgetful_plan
@@ -111,11 +111,7 @@ def test_hooks_of_models_that_call_their_stages(name, when):
 
 def test_a_hook_that_removes_itself():
     found = []
-    for planned in (True, False):
-        model = perceptron()
-        if planned:
-            revolve.checkpointed(model, PLANNERS["forgetful"](model))
-
+    for model in twins(perceptron()):
         handles = []
 
         def once(module, inputs, output, handles=handles):

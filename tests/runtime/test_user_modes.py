@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 import pytest
 import torch
 from branching import Layers, make
-from steps import PLANNERS, batch, perceptron, square
+from steps import PLANNERS, batch, perceptron, square, twins
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -95,10 +95,7 @@ def step(model, x, around, behind=()):
 @pytest.mark.parametrize("name", MODES)
 def test_modes_around_the_forward(name, planner):
     found = []
-    for planned in (True, False):
-        model = perceptron(lambda: nn.Dropout(0.3))
-        if planned:
-            revolve.checkpointed(model, PLANNERS[planner](model))
+    for model in twins(perceptron(lambda: nn.Dropout(0.3)), PLANNERS[planner]):
         torch.manual_seed(3)
         found.append(step(model, batch(), MODES[name]()))
     assert_equal(*found)
@@ -119,22 +116,14 @@ class Dithered(Louder):
 
 
 def test_a_mode_that_draws_from_a_generator_of_its_own():
-    found = []
-    for planned in (True, False):
-        model = perceptron()
-        if planned:
-            revolve.checkpointed(model, PLANNERS["forgetful"](model))
-        found.append([*step(model, batch(), [Dithered()]), *step(model, batch(), [Dithered()])])
-    assert_equal(*found)
+    for_both = [[*step(m, batch(), [Dithered()]), *step(m, batch(), [Dithered()])] for m in twins(perceptron())]
+    assert_equal(*for_both)
 
 
 def test_a_mode_around_a_whole_step():
     """Torch takes a function mode off while it hands ``Tensor.backward`` to it."""
     found = []
-    for planned in (True, False):
-        model = perceptron()
-        if planned:
-            revolve.checkpointed(model, PLANNERS["forgetful"](model))
+    for model in twins(perceptron()):
         with Louder(), Rounded():
             square(model(batch())).backward()
         found.append([p.grad for p in model.parameters()])
