@@ -9,8 +9,9 @@ from types import CodeType
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["Likeness", "uncompiled"]
+__all__ = ["Likeness", "forwarding", "uncompiled"]
 
 REASON = "the model has a revolve plan, which is not compiled: call revolve.restore(model) before it is exported"
 
@@ -44,6 +45,15 @@ class Likeness(ABC):
             "torch.jit.script reads the source of a forward, and this model's is replaced by a revolve plan; call "
             "revolve.restore(model) first"
         )
+
+
+def forwarding(function: Any) -> nn.Module | None:
+    """Return the module whose class's forward is called in the end, None if some other function is."""
+    while isinstance(function, Likeness):
+        function = function.likeness()
+    module = getattr(function, "__self__", None)
+    own = isinstance(module, nn.Module) and getattr(function, "__func__", None) is type(module).forward
+    return module if own else None
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from revolve.storage.boundary import ATOMS
 
 from .attributes import Spots
 from .generators import sources_of
+from .likeness import forwarding
 from .tables import Contents
 
 __all__ = ["Sight"]
@@ -130,7 +131,9 @@ def is_simple(value: Any) -> bool:
 
 def is_volatile(value: Any) -> bool:
     """Whether a value that is not simple may hold other generators later."""
-    return isinstance(value, CONTAINERS) or (callable(value) and not isinstance(value, FIXED))
+    if isinstance(value, CONTAINERS):
+        return True
+    return callable(value) and not isinstance(value, FIXED) and forwarding(value) is None
 
 
 def is_opaque(value: Any) -> bool:

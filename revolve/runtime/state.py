@@ -17,7 +17,7 @@ from revolve.storage.boundary import storages_by_key, version_of
 from .attributes import Attributes
 from .exceptions import RecomputeError
 from .generators import Source
-from .likeness import Likeness
+from .likeness import forwarding
 from .refusals import changed_since, changed_within
 from .replay import questions
 from .stages import StageModule
@@ -211,8 +211,7 @@ class StageState:
         number, module = self.stage.module_of(place)
         hooked = module._forward_hooks or module._forward_pre_hooks
         own = vars(module).get("forward")
-        forward = own.likeness() if isinstance(own, Likeness) else own
-        patched = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+        patched = own is not None and forwarding(own) is not module
         return type(module).forward in STATISTICAL and self.sight.training[number] and not hooked and not patched
 
     def check(self) -> None:

@@ -13,12 +13,14 @@ from steps import PLANNERS, assert_same, batch, perceptron, run_step, square, tw
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
+from twins import forgetful_plan
 
 import revolve
 from revolve.runtime import generators
 from revolve.runtime.draws import Watch
 from revolve.runtime.exceptions import RecomputeError
 from revolve.runtime.generators import NumpyRandom, PythonRandom, RandomState
+from revolve.runtime.stages import StageModule
 
 
 class Die:
@@ -237,6 +239,40 @@ def test_generators_that_are_exchanged_between_steps(change):
     for turn in range(3):
         change(planned, turn), change(plain, turn)
         assert_same(run_step(planned, batch(seed=turn)), run_step(plain, batch(seed=turn)))
+
+
+class Calling(nn.Module):
+    """Calls its layers itself; the forward of the first is perhaps replaced on the instance by one that draws."""
+
+    def __init__(self, patched, noise):
+        super().__init__()
+        self.layers = perceptron()
+        own = self.layers[0].forward
+        if patched:
+            self.layers[0].forward = lambda x: own(x) * torch.rand((), generator=noise["a"])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_models_that_call_their_stages_are_searched_for_generators_once(patched, monkeypatch):
+    """What follows the calls of a stage is no function that may hold others later, unlike a patch."""
+    noise = {"a": torch.Generator()}
+    planned, plain = Calling(patched, noise), Calling(patched, noise)
+    revolve.checkpointed(planned, forgetful_plan(revolve.measure(planned, batch())))
+    searched = []
+    search = StageModule.hidden_sources
+    monkeypatch.setattr(StageModule, "hidden_sources", lambda self: searched.append(self.name) or search(self))
+    for turn in range(3):
+        found = []
+        for model in (planned, plain):
+            noise["a"] = torch.Generator().manual_seed(turn)
+            found.append(run_step(model, batch(seed=turn)))
+        assert_same(*found)
+    assert len(searched) - len(set(searched)) == (2 if patched else 0)
 
 
 def test_a_generator_of_the_operating_system_has_no_state():
