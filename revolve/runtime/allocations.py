@@ -129,24 +129,27 @@ def trace_allocations(device: torch.device) -> Iterator[Tracer]:
     MeasurementError
         If the device is of another kind, or a profiler is active already.
     """
-    gc.collect()
     stand_in = instruments()
-    if stand_in is not None:
-        with uncollected():
-            yield stand_in.tracer()
-        return
-    if device.type == "cuda":
-        yield CudaTracer(device)
-        return
-    if device.type != "cpu":
+    if stand_in is None and device.type not in ("cpu", "cuda"):
         raise MeasurementError(f"memory on {device.type!r} cannot be measured; move the model to a CPU or CUDA device")
-    with MEASURING:
-        yield from trace_cpu()
+    with uncollected():
+        if stand_in is not None:
+            yield stand_in.tracer()
+        elif device.type == "cuda":
+            yield CudaTracer(device)
+        else:
+            with MEASURING:
+                yield from trace_cpu()
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let no garbage be collected: what older cycles hold would be freed in the midst of a trace."""
+    """Let no garbage be collected: what older cycles hold would be freed in the midst of a trace.
+
+    Those of the trace before, all of them young, are collected first; to look at all objects takes longer than to run
+    a small model.
+    """
+    gc.collect(1)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -162,10 +165,7 @@ def trace_cpu() -> Iterator[Tracer]:
         raise MeasurementError("memory cannot be measured while another torch profiler runs; stop that one first")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to standard error
     tracer = CpuTracer()
-    with (
-        uncollected(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
-    ):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield tracer
     assert profiler.profiler is not None
     tracer.replay(allocation_events(profiler.profiler.kineto_results))
