@@ -97,6 +97,37 @@ def test_a_budget_that_only_carrying_reaches():
     assert not frontier.plan(held.plain).chain.carries
 
 
+class Beside(nn.Module):
+    """Between two of its stages a module beside the chain takes much for a moment, while a skip leaps over all."""
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+        self.gauge, self.wide = nn.AvgPool2d(1), wide
+
+    def forward(self, x):
+        x = skip = self.first(x)
+        for number, layer in enumerate(self.layers):
+            x = layer(x).tanh()
+            if number == 1:
+                with torch.no_grad():
+                    scale = self.gauge(x.repeat(1, self.wide, 1, 1)).mean()
+        return self.last(torch.cat([x, skip], 1)) * scale
+
+
+@pytest.mark.parametrize(("wide", "least"), [(4, 0.96), (8, 0.94)])
+def test_what_lies_around_the_chain_counts_what_is_carried_once(wide, least):
+    torch.manual_seed(0)
+    model, sample = Beside(wide), normal(4, 3, 48, 48)
+    frontier = revolve.solve(revolve.measure(model, sample).carried)
+    plan = frontier.plan(frontier.smallest)
+    revolve.checkpointed(model, plan)
+    report = revolve.verify(model, sample, repeats=1)
+    assert report.exact
+    assert least * plan.peak < report.measured_peak <= plan.peak
+
+
 def test_nothing_is_held_between_forward_and_backward():
     """With a plan that keeps nothing only the output is alive there; held, the skips are, too."""
     model, sample = levels()
