@@ -8,6 +8,7 @@ import pytest
 import torch
 from steps import PLANNERS, assert_equal_steps, assert_same, batch, perceptron, run_step, square, twins
 from torch import nn
+from twins import assert_equal
 
 import revolve
 from revolve.runtime.exceptions import RecomputeError
@@ -176,3 +177,26 @@ def test_graphs_of_earlier_steps_are_not_held():
     output = planned(batch())
     assert state() is None
     square(output).backward()
+
+
+class Factor:
+    """An object of the user's."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_an_object_that_is_exchanged_before_backward_is_kept_for_it():
+    """Nobody else holds it by then."""
+    found = []
+    for model in twins(perceptron(lambda: Changing(lambda self, _: self.factor.value))):
+        scaling = [module for module in model if isinstance(module, Changing)]
+        for turn in range(3):
+            for module in scaling:
+                module.factor = Factor(2.0 + turn)
+            output = model(batch(seed=turn))
+            for module in scaling:
+                module.factor = Factor(7.0)
+            square(output).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert_equal(*found)
