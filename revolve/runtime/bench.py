@@ -19,6 +19,7 @@ from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
 from .isolation import gradients_present
+from .reversal import one_sum, outliving, reverse
 from .saving import Holder, Keep, Kept, Packer, StopRebuild, hooked
 from .stages import StageModule
 from .state import StageState
@@ -203,7 +204,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
             apart, kept_output = apart | kept_output, set()
         apart_bytes = bytes_of((value, output), storage_keys((value, output)) - apart)
         again_bytes = bytes_of(output) - bytes_of(output, (saved & storage_keys(output)) - counted - own - inputs)
-        target = one_sum(output)
+        target, staying = one_sum(output), outliving(bench.stage, output, last=not bench.later)
         del output
         tracer.mark()
         if target is not None:
@@ -212,7 +213,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
         new = [p for p in parameters if p.grad is not None and id(p) not in before]
         fresh = [p.grad for p in new if not getattr(p, "passing", False)]
         grad_bytes = bytes_of(fresh)
-        del target, fresh, new, leaf
+        del target, staying, fresh, new, leaf
     _graph, packer = bench.run(cut(value), keep=None)
     tracer.mark()
     bench.rebuild(value, packer)
@@ -241,21 +242,6 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
 def extra(phase: Phase, left: int) -> int:
     """Return the peak of a phase beyond its start and what it leaves."""
     return max(0, phase.peak - phase.start - left)
-
-
-def one_sum(output: Any) -> torch.Tensor | None:
-    """Return a sum whose backward lets the engine itself make the gradient of the output."""
-    parts = [(t * 1).sum() for t in tensors_of(output) if t.requires_grad]
-    return None if not parts else parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-
-
-def reverse(
-    roots: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], leaf: Any, parameters: Sequence[torch.Tensor]
-) -> None:
-    """Run a stage's backward; nothing but its input and its parameters gets a gradient."""
-    inputs = [t for t in (*tensors_of(leaf), *parameters) if t.requires_grad]
-    if roots and inputs:
-        torch.autograd.backward(roots, gradients, inputs=inputs)
 
 
 def step_clock(device: torch.device) -> float:

@@ -15,10 +15,11 @@ from revolve.storage.codecs import Codec
 from revolve.storage.shared_forms import EncodedTensor, Forms, FormSnapshot, SharedForm
 
 from .allocations import Phase, Tracer, trace_allocations
-from .bench import GENERATOR_BYTES, Bench, extra, one_sum, reverse
+from .bench import GENERATOR_BYTES, Bench, extra
 from .encoding import Encoder
 from .inputs import Inputs, held_anyway
 from .isolation import gradients_present
+from .reversal import one_sum, outliving, reverse
 from .saving import Kept, Packer
 from .timed_codecs import TimedCodec, count_elsewhere
 
@@ -114,7 +115,7 @@ class ModeTrial:
             self.again_bytes = bytes_again(packer, output, storage_keys(given) | keys | own)
             self.late_bytes = bytes_of((leaf, output)) if bench.late else 0  # not in the format, as the chain has it
             self.gradient_bytes = bytes_of([t for t in tensors_of(output) if t.requires_grad])
-            target = one_sum(output)
+            target, _staying = one_sum(output), outliving(bench.stage, output, last=not bench.later)
             del output, given, shared, inside
             tracer.mark()
             if target is not None:

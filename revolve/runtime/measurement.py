@@ -218,7 +218,9 @@ def measure_stages(
     torch.clear_autocast_cache()
     count = Trial.PHASES
     sizes = [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
-    own_output(sizes[-1].fields)
+    alone = loss is not None  # else the surroundings tell what the last stage's output is
+    if alone:
+        own_output(sizes[-1].fields)
     passed_on = [t for trial in trials for t in tensors_of(trial.output) if t.requires_grad and storage_keys(t) <= own]
     made = [addition.tensor for addition in additions if addition.stays()]  # what changes counts as residue
     reserve = ROOT_BYTES + sum(found.residue for found in sizes) + bytes_of(made)
@@ -247,7 +249,7 @@ def measure_stages(
         any(t.requires_grad for t in tensors_of(sample)),
         loss_time,
         loss_extra + reserve,
-        {name: complete_modes(costs, sizes[-1].fields, reserve) for name, costs in formats.items()},
+        {name: complete_modes(costs, sizes[-1].fields, reserve, alone=alone) for name, costs in formats.items()},
         name,
     )
 
@@ -301,10 +303,10 @@ def own_output(fields: dict[str, Any]) -> None:
             fields[name] = fields["output_bytes"] + max(fields[name], fields["backward_extra"])
 
 
-def complete_modes(costs: StorageCosts, last: dict[str, Any], reserve: int) -> StorageCosts:
+def complete_modes(costs: StorageCosts, last: dict[str, Any], reserve: int, *, alone: bool) -> StorageCosts:
     """Add to the peaks of a format's save modes what is added to those of dense saves."""
     saves, backwards = list(costs.save_extra), costs.backward_extra
-    if last["saves_output"]:
+    if alone and last["saves_output"]:
         saves[-1] = last["output_bytes"] + max(saves[-1], backwards[-1])
     return replace(
         costs,

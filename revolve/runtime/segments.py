@@ -92,6 +92,8 @@ class Segment:
         one, which gives what its last call does.
     extras
         Numbers of others to give, to be measured: what leaves the chain for an auxiliary loss.
+    shared
+        Numbers of tensors whose gradients outlive its backward, as parts of others.
     held
         The tensors among its own that later stages hold, by number: it gives these. None while it is measured.
     """
@@ -104,6 +106,7 @@ class Segment:
         self.made = 0
         self.picks: list[int] | None = None
         self.extras: list[int] = []
+        self.shared: set[int] = set()
         self.held: dict[int, torch.Tensor | None] = {}
         self.freed: tuple[int, ...] = ()
 
@@ -145,6 +148,14 @@ class Segment:
             return output
         given = output if isinstance(output, tuple) else (output,)
         return [tensor for number, tensor in zip(self.picks, given, strict=False) if number not in self.held]
+
+    def shared_of(self, output: Any) -> list[torch.Tensor]:
+        """Return those tensors of its output whose gradients outlive its backward."""
+        if self.picks is None:
+            first = self.steps[-1].made
+            return [tensor for number, tensor in enumerate(tensors_of(output), first) if number in self.shared]
+        given = output if isinstance(output, tuple) else (output,)
+        return [t for number, t in zip((*self.picks, *self.extras), given, strict=True) if number in self.shared]
 
     def give_besides(self, numbers: Iterable[int]) -> None:
         """Let it give tensors of its own besides what the next stage takes, but for those that only its steps take."""

@@ -77,22 +77,37 @@ class StageModule:
         return StageModule(f"{self.name}+{following.name}", self.functions + following.functions)
 
     def as_called(
-        self, functions: tuple[Callable[[Any], Any], ...], activation: Callable[[Any], Any] | None = None
+        self,
+        functions: tuple[Callable[[Any], Any], ...],
+        activation: Callable[[Any], Any] | None = None,
+        shared: Callable[[Any], list[torch.Tensor]] | None = None,
     ) -> StageModule:
         """Return this stage of modules as functions that call them; it has no loose tensors yet.
 
-        ``activation`` maps its output to what of it counts as the next stage's input, if not all does.
+        ``activation`` maps its output to what of it counts as the next stage's input, if not all does; ``shared`` to
+        the tensors whose gradients outlive its backward, if any do.
         """
         twin = StageModule(self.name, functions)
         names = ("modules", "units", "stops_early", "tables", "known", "owner")
-        shared = {name: getattr(self, name) for name in names}
-        twin.__dict__.update(shared, loose=(), loose_functions=(), activation=activation or self.activation)
+        same = {name: getattr(self, name) for name in names}
+        maps = {"activation": activation or self.activation, "shared": shared or self.shared}
+        twin.__dict__.update(same, loose=(), loose_functions=(), **maps)
         return twin
 
     @cached_property
     def activation(self) -> Callable[[Any], Any]:
         """Return what of an output counts as the next stage's input: all of it."""
         return lambda output: output
+
+    @cached_property
+    def shared(self) -> Callable[[Any], list[torch.Tensor]]:
+        """Return which tensors of an output have gradients that outlive its backward: none."""
+        return lambda output: []
+
+    @cached_property
+    def output_stays(self) -> bool:
+        """Whether the caller still holds its output in its backward, where it is the last stage."""
+        return True
 
     def add_loose(self, tensors: Sequence[torch.Tensor]) -> None:
         """Add tensors that functions of the stage use outside of modules."""

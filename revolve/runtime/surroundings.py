@@ -37,6 +37,8 @@ class Surroundings(NamedTuple):
         ("backed", i) of its backward, and ("done", 0). Where a stage makes several calls: ("ran", i) behind one of
         them, ("pause", i) before the next, and in backward ("turned", i) and ("between", i); of those that come
         several times, the one with the highest peak.
+    alive
+        Bytes of the last stage's output that are alive at the end of each phase: the model may have dropped it.
     copies
         Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense, and of
         those that come for what leaves the stage beside its output.
@@ -52,6 +54,7 @@ class Surroundings(NamedTuple):
     settings: Sequence[Setting]
     seconds: float
     phases: dict[tuple[str, int], Phase]
+    alive: dict[tuple[str, int], int]
     copies: dict[int, int]
     gradients: dict[int, int]
     passed: list[Passed]
@@ -67,9 +70,8 @@ class Surroundings(NamedTuple):
         last = len(chain) - 1
         formats = {name: self.costs_around(chain, name) for name in chain.formats}
         chain = replace(chain, stages=(*chain.stages[:-1], give_away(chain.stages[-1])))
-        output = chain.activation_bytes(last + 1)
-        tail = self.phases.get(("back", last), self.phases["done", 0])
-        extra = chain.loss_extra + max(0, tail.peak - 2 * output)
+        tail = max(self.phases[mark].peak for mark in self.behind())
+        extra = chain.loss_extra + max(0, tail - 2 * chain.activation_bytes(last + 1))
         stages = self.stages_around(chain)
         return replace(chain, stages=stages, formats=formats, loss_extra=extra, loss_time=self.seconds)
 
@@ -77,11 +79,9 @@ class Surroundings(NamedTuple):
         """Return the stages of a chain, whose output is given away, with the peaks of a whole step."""
         returning = [self.returning(chain, index) for index in range(len(chain))]
         still = list(accumulate(reversed(returning), max))[::-1]  # a stage is run again before its backward
-        stages = [
-            surround(self.return_from(chain, i, returning[i]), still[i], *self.going(chain, i))
-            for i in range(len(chain))
-        ]
-        stages[0] = self.end_in(stages[0], chain, chain.activation_bytes(len(chain)))
+        stages = [surround(self.return_from(chain, i), still[i], *self.going(chain, i)) for i in range(len(chain))]
+        stages[-1] = self.with_output(stages[-1], chain, still[-1])
+        stages[0] = self.end_in(stages[0], chain)
         return tuple(stages)
 
     def costs_around(self, chain: Chain, format_: str) -> StorageCosts:
@@ -112,31 +112,67 @@ class Surroundings(NamedTuple):
         following = chain.activation_bytes(index + 1) - chain.stages[index].passed_bytes
         return start, max(0, max(peaks, default=0) - held - following)
 
-    def returning(self, chain: Chain, index: int) -> int:
-        """Return bytes held when a backward pass comes to a stage, besides its gradient and the chain's output."""
-        phase = self.phases.get(("back", index))
-        output = chain.activation_bytes(len(chain))
+    def behind(self) -> list[tuple[str, int]]:
+        """Return the marks of the phases from the last stage's end to its backward."""
+        back = ("back", len(self.stages) - 1)
+        return [("returned", 0), back if back in self.phases else ("done", 0)]
+
+    def output_in(self, chain: Chain, mark: tuple[str, int]) -> int:
+        """Return the bytes in a phase of what the chain counts as its output, to the end of the step."""
+        return min(chain.activation_bytes(len(chain)), self.alive[mark])
+
+    def with_output(self, stage: Stage, chain: Chain, still: int) -> Stage:
+        """Return the last stage with what its output takes, where it saves that and so keeps it for its backward.
+
+        The caller may hold the one of the first run, beside a second one of a later run. If the model drops it, the
+        stage still has it while the loss is computed.
+        """
+        alone = chain.stages[-1]
+        if not alone.saves_output:
+            return stage
+        if self.stages[-1].output_stays:
+            save, again = (
+                alone.output_bytes + still + max(extra, alone.backward_extra)
+                for extra in (alone.save_extra, alone.rebuild_extra)
+            )
+            again = max(stage.rebuild_extra, again)
+        else:
+            behind = max(self.phases[mark].peak - self.output_in(chain, mark) for mark in self.behind())
+            save, again = chain.loss_extra + behind, stage.rebuild_extra
+        return replace(stage, save_extra=max(stage.save_extra, save), rebuild_extra=again)
+
+    def returning(self, chain: Chain, index: int, *, saved: bool = False) -> int:
+        """Return bytes held when a backward pass comes to a stage, besides its gradient and the chain's output.
+
+        Where the last stage has ``saved`` it, the output is there, also if the model has dropped it.
+        """
+        mark = ("back", index)
+        if mark not in self.phases:
+            return 0
+        output = self.output_in(chain, mark) if saved else chain.activation_bytes(len(chain))
         gradient = self.gradients.get(index, 0) + chain.stages[index].passed_bytes  # that of what it carries is there
         gradient = min(chain.activation_bytes(index + 1), gradient)
-        return max(0, phase.end - gradient - output) if phase else 0
+        return max(0, self.phases[mark].end - gradient - output)
 
-    def return_from(self, chain: Chain, index: int, returning: int) -> Stage:
+    def return_from(self, chain: Chain, index: int) -> Stage:
         """Return a stage whose backward has what is held then, copies its gradient, and ends with what follows."""
         stage, output = chain.stages[index], chain.activation_bytes(len(chain))
-        extra = stage.backward_extra + returning + self.copies.get(index, 0)
-        between = self.phases.get(("between", index))
-        if between:
-            extra = max(extra, between.peak - output - chain.activation_bytes(index + 1))
+        saved = index == len(chain) - 1
+        extra = stage.backward_extra + self.returning(chain, index, saved=saved) + self.copies.get(index, 0)
+        mark = ("between", index)
+        if mark in self.phases:
+            alive = self.output_in(chain, mark) if saved else output
+            extra = max(extra, self.phases[mark].peak - alive - chain.activation_bytes(index + 1))
         follows = self.phases.get(("back", index - 1))
         if follows:
             extra = max(extra, follows.peak - output - chain.activation_bytes(index + 1) - stage.saved_bytes)
         return replace(stage, backward_extra=extra)
 
-    def end_in(self, stage: Stage, chain: Chain, output: int) -> Stage:
+    def end_in(self, stage: Stage, chain: Chain) -> Stage:
         """Return the first stage with a peak of its backward that covers what comes behind it."""
-        level = self.phases["done", 0].peak if ("backed", 0) in self.phases else 0
+        level = self.phases["done", 0].peak - chain.activation_bytes(len(chain)) if ("backed", 0) in self.phases else 0
         held = stage.saved_bytes + chain.activation_bytes(1) * (1 + (stage.saves_output and len(chain) > 1))
-        return replace(stage, backward_extra=max(stage.backward_extra, level - output + stage.grad_bytes - held))
+        return replace(stage, backward_extra=max(stage.backward_extra, level + stage.grad_bytes - held))
 
 
 def give_away(stage: Stage) -> Stage:

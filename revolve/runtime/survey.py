@@ -7,9 +7,8 @@ alive when a stage begins, besides its input, is what the model itself holds.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from revolve.storage.boundary import cut, map_tensors, tensors_of
 
 from .allocations import Phase, Tracer, trace_allocations
 from .bench import run_loss, step_clock
-from .detours import Detour, Lost, is_dense
+from .detours import Detour, Lost
 from .exceptions import ModelError
 from .following import Follower
 from .gradients import GradientLayout
@@ -32,6 +31,7 @@ from .segments import Slot
 from .stages import StageModule
 from .surroundings import Surroundings
 from .tracks import Track
+from .turns import Remains, Turn
 from .user_modes import UserModes
 
 __all__ = ["survey"]
@@ -87,12 +87,13 @@ def survey(
     for parameter in model.parameters():
         parameter.grad = None
     phases: dict[tuple[str, int], Phase] = {}
-    for label, phase in zip(traced.labels, traced.tracer.phases, strict=True):
+    alive: dict[tuple[str, int], int] = {}
+    for label, phase, left in zip(traced.labels, traced.tracer.phases, traced.left, strict=True):
         if label[0] not in REPEATED or label not in phases or phase.peak > phases[label].peak:
-            phases[label] = phase
+            phases[label], alive[label] = phase, left
     passed, copies, gradients = trail.track.passed(), traced.copies, traced.gradients
-    called, settings = trail.called(stages), (trail.modes, trail.user_modes)
-    return Surroundings(called, trail.value, settings, seconds, phases, copies, gradients, passed)
+    called, settings = trail.called(stages, traced.remains), (trail.modes, trail.user_modes)
+    return Surroundings(called, trail.value, settings, seconds, phases, alive, copies, gradients, passed)
 
 
 def clear_gradients(model: nn.Module) -> None:
@@ -108,7 +109,9 @@ def run_step(model: nn.Module, surveyor: Surveyor, arguments: Arguments, loss: C
         surveyor.put_on()
         stack.enter_context(torch.enable_grad())
         output = model(*arguments[0], **arguments[1])
+        surveyor.mark("returned", 0)
         _result = run_loss(loss, output)
+        surveyor.remains.look_back()
         surveyor.mark("done", 0)
 
 
@@ -130,11 +133,13 @@ class Surveyor(Follower):
     ----------
     tracer
         What traces the step, if anything does.
-    labels
-        What each of its marks stands for.
+    labels, left
+        What each of its marks stands for, and the bytes of the last stage's output that were alive then.
     copies
         Bytes of the gradients that each stage's backward begins with and may copy, since they are not dense, and of
         those that come for what leaves the stage beside its output.
+    remains
+        What outlives the backward passes.
     leaks
         Bytes that each call saves for what leaves it beside its output, such as a loss in an attribute.
     stage_seconds
@@ -157,6 +162,8 @@ class Surveyor(Follower):
         self.ends = {begin + len(stages[number].functions) - 1: number for begin, number in self.begins.items()}
         self.tracer: Tracer | None = None
         self.labels: list[tuple[str, int]] = []
+        self.left: list[int] = []
+        self.remains = Remains()
         self.copies: dict[int, int] = {}
         self.gradients: dict[int, int] = {}
         self.leaks: list[int] = []
@@ -175,6 +182,7 @@ class Surveyor(Follower):
         if self.tracer is not None:
             self.tracer.mark()
             self.labels.append((kind, stage))
+            self.left.append(self.remains.output_bytes())
 
     def trail(self) -> SurveyTrail:
         """Return the only pass.
@@ -226,15 +234,17 @@ class SurveyTrail:
         self.begun = False  # the present stage has
         self.leaving: set[tuple[int, int]] = set()  # stage and number of what outlives its stage
 
-    def called(self, stages: Sequence[StageModule]) -> list[StageModule]:
+    def called(self, stages: Sequence[StageModule], remains: Remains) -> list[StageModule]:
         """Return the stages as functions of their input alone, that give what leaves the chain besides."""
         for turn in self.turns:
             self.leaving |= {(turn.stage, turn.made + position) for position in turn.reached}
         called = []
         for number, (stage, segment) in enumerate(zip(stages, self.track.segments, strict=True)):
             segment.give_besides(n for owner, n in sorted(self.leaving) if owner == number)
-            called.append(stage.as_called((segment,), segment.activation))
+            segment.shared = {n for owner, n in remains.shared if owner == number}
+            called.append(stage.as_called((segment,), segment.activation, segment.shared_of))
             called[-1].add_loose(segment.side)
+        called[-1].__dict__["output_stays"] = remains.output_stays
         seen: set[int] = set()
         for segment in reversed(self.track.segments):
             for tensor in segment.side:  # its gradient is one of the surroundings, from when the last stage has made it
@@ -286,6 +296,8 @@ class SurveyTrail:
         self.lost = []
         track.note(step, arguments, output, module=True)
         self.position += 1
+        if self.position == len(surveyor.names):
+            surveyor.remains.take(output)
         if number in surveyor.ends:
             surveyor.mark("end", surveyor.ends[number])
             self.leaving |= {(track.stage, place.number) for place in track.given_by_functions()}
@@ -335,60 +347,3 @@ class SurveyTrail:
             return tensor.detach()
         (made,) = Detour.apply(None, [tensor.detach()], self.surveyor.token)  # type: ignore[no-untyped-call]
         return made  # type: ignore[no-any-return]
-
-
-@dataclass
-class Turn:
-    """Where the backward of one call turns round without running it.
-
-    Attributes
-    ----------
-    stage, made
-        Its stage, and the number there of its first output.
-    positions
-        Of the tensors in the call's output that hang on the inputs.
-    reached
-        Those of them that got a gradient.
-    """
-
-    surveyor: Surveyor
-    number: int
-    layout: GradientLayout
-    stage: int
-    made: int
-    positions: Sequence[int] = ()
-    reached: Sequence[int] = ()
-
-    def apply(self, output: Any, passed: Mapping[int, torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
-        """Return an output whose tensors hang on the inputs by a detour, where they require a gradient."""
-        given = tensors_of(output)
-        self.positions = [n for n, t in enumerate(given) if t.requires_grad and id(t) not in passed]
-        outside = [given[position] for position in self.positions]
-        made: Any = ()
-        if outside:
-            aliases = [t.detach() for t in outside]
-            made = Detour.apply(self, aliases, self.surveyor.token, *inputs)  # type: ignore[no-untyped-call]
-        replaced = dict(zip(map(id, outside), made, strict=True))
-        return map_tensors(lambda t: t if id(t) in passed else replaced.get(id(t), t.detach()), output)
-
-    def reverse(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Return zeros for the inputs."""
-        surveyor = self.surveyor
-        self.reached = [position for position, g in zip(self.positions, gradients, strict=True) if g is not None]
-        if self.number in surveyor.ends:
-            stage = surveyor.ends[self.number]
-            begin = self.number + 1 - len(surveyor.stages[stage].functions)
-            leaks = sum(surveyor.leaks[begin : self.number + 1])
-            summed = len(self.reached) > 1  # what they share inside of the stage gets one added to the other
-            copied = [g for g in gradients if g is not None and (summed or not is_dense(g))]
-            surveyor.copies[stage] = leaks + sum(g.nbytes for g in copied)
-            surveyor.gradients[stage] = sum(g.nbytes for g in gradients if g is not None)
-            surveyor.mark("back", stage)
-        else:
-            surveyor.mark("between", self.stage)
-        zeros = self.layout.make()
-        if self.number in surveyor.begins:
-            surveyor.mark("backed", surveyor.begins[self.number])
-        else:
-            surveyor.mark("turned", self.stage)
-        return zeros

@@ -1,0 +1,71 @@
+"""What outlives a stage, in the caller's or the model's hands or as part of another gradient, belongs to the peak."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import revolve
+
+
+class Rectified(nn.Module):
+    """Saves its output, and gives it free in the middle of its backward."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu_(self.conv(x))
+
+
+class Squashed(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        return torch.relu_(self.linear(torch.tanh(x)))
+
+
+class Tailed(nn.Module):
+    """Does something with what its chain has given, and may add what the first stage gave."""
+
+    def __init__(self, stage, tail):
+        super().__init__()
+        self.layers, self.head, self.tail = nn.ModuleList(stage() for _ in range(5)), nn.Linear(64, 64), tail
+
+    def forward(self, x):
+        first = y = self.layers[0](x)
+        for layer in self.layers[1:]:
+            y = layer(y)
+        return {"twice": y * 2, "sum": y + first, "first": (y, first)}[self.tail] if self.tail else self.head(y + first)
+
+
+ROWS, SIGNALS = (torch.randn(*size, generator=torch.Generator().manual_seed(1)) for size in ((128, 64), (4, 8, 256)))
+
+CASES = {
+    "the caller's output": (lambda: nn.Sequential(*(Rectified() for _ in range(5))), SIGNALS),
+    "the caller's output among others": (lambda: Tailed(Rectified, "first"), SIGNALS),
+    "an output that the model drops": (lambda: Tailed(Squashed, "twice"), ROWS),
+    "an output that the model adds to": (lambda: Tailed(Rectified, "sum"), SIGNALS),
+    "the gradient of a sum": (lambda: Tailed(Squashed, ""), torch.cat([ROWS] * 4)),
+}
+
+
+@pytest.mark.parametrize("formats", [("dense",), ("dense", "bitmap", "disk")], ids="+".join)
+@pytest.mark.parametrize("name", CASES)
+def test_budgets_hold_what_outlives_a_stage(name, formats):
+    make, x = CASES[name]
+    torch.manual_seed(0)
+    model = make()
+    frontier = revolve.solve(revolve.measure(model, x, formats=formats), formats)
+    for factor in (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5):
+        planned, plan = copy.deepcopy(model), frontier.plan(int(frontier.smallest * factor))
+        revolve.checkpointed(planned, plan)
+        report = revolve.verify(planned, x, repeats=1)
+        assert report.exact, report.differences
+        assert report.measured_peak <= plan.peak
