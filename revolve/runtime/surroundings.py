@@ -110,7 +110,7 @@ class Surroundings(NamedTuple):
         start = max(0, self.phases["start", index].end - held)
         peaks = [self.phases[mark].peak for mark in (("pause", index), ("start", index + 1)) if mark in self.phases]
         following = chain.activation_bytes(index + 1) - chain.stages[index].passed_bytes
-        return start, max(0, max(peaks, default=0) - held - following)
+        return start, max(0, max(peaks, default=0) + chain.loss_extra - held - following)
 
     def behind(self) -> list[tuple[str, int]]:
         """Return the marks of the phases from the last stage's end to its backward."""

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from revolve.storage.boundary import cut, map_tensors, tensors_of
 
 from .allocations import Phase, Tracer, trace_allocations
-from .bench import run_loss, step_clock
+from .bench import GENERATOR_BYTES, run_loss, step_clock
 from .detours import Detour, Lost
 from .exceptions import ModelError
 from .following import Follower
@@ -184,6 +184,11 @@ class Surveyor(Follower):
             self.labels.append((kind, stage))
             self.left.append(self.remains.output_bytes())
 
+    def mark_ran(self, kind: str, stage: int) -> None:
+        """End the phase of a call; behind it a planned pass reads the generators, while its own is still held."""
+        self.mark(kind, stage)
+        torch.empty(GENERATOR_BYTES, dtype=torch.uint8)
+
     def trail(self) -> SurveyTrail:
         """Return the only pass.
 
@@ -274,7 +279,7 @@ class SurveyTrail:
             self.track.note(step, arguments, output, module=False)
             for lost in kept:
                 lost.kept = None
-        self.surveyor.mark("ran", self.track.stage)
+        self.surveyor.mark_ran("ran", self.track.stage)
         return output
 
     def call(self, forward: Callable[..., Any], arguments: Arguments) -> Any:
@@ -299,12 +304,12 @@ class SurveyTrail:
         if self.position == len(surveyor.names):
             surveyor.remains.take(output)
         if number in surveyor.ends:
-            surveyor.mark("end", surveyor.ends[number])
+            surveyor.mark_ran("end", surveyor.ends[number])
             self.leaving |= {(track.stage, place.number) for place in track.given_by_functions()}
             track.advance()
             self.begun = False
         else:
-            surveyor.mark("ran", track.stage)
+            surveyor.mark_ran("ran", track.stage)
         return output
 
     def end(self) -> None:

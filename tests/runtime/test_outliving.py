@@ -45,6 +45,21 @@ class Tailed(nn.Module):
         return {"twice": y * 2, "sum": y + first, "first": (y, first)}[self.tail] if self.tail else self.head(y + first)
 
 
+class Listing(nn.Module):
+    """Holds what its layers give in a list, and calls a function between two modules where its memory is highest."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(6))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        given = [x]
+        for layer in self.layers:
+            given.append(layer(given[-1]))
+        return self.down(torch.tanh(self.up(given[-1])))
+
+
 ROWS, SIGNALS = (torch.randn(*size, generator=torch.Generator().manual_seed(1)) for size in ((128, 64), (4, 8, 256)))
 
 CASES = {
@@ -53,6 +68,7 @@ CASES = {
     "an output that the model drops": (lambda: Tailed(Squashed, "twice"), ROWS),
     "an output that the model adds to": (lambda: Tailed(Rectified, "sum"), SIGNALS),
     "the gradient of a sum": (lambda: Tailed(Squashed, ""), torch.cat([ROWS] * 4)),
+    "a generator read beside a list": (Listing, ROWS),
 }
 
 
