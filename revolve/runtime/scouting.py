@@ -87,7 +87,7 @@ class ScoutTrail:
         """Make the next call of a module."""
         step = self.track.bind(forward, arguments)
         output = forward(*arguments[0], **arguments[1])
-        self.track.note(step, arguments, output, module=True)
+        self.track.note(step, output, module=True)
         self.position += 1
         if self.track.segment.called == len(self.track.segment.calls):
             self.track.advance()
@@ -99,10 +99,10 @@ class ScoutTrail:
             return function(*arguments[0], **arguments[1])
         step = self.track.bind(function, arguments)
         output = function(*arguments[0], **arguments[1])
-        if self.track.foreign(arguments):
+        if self.track.foreign():
             self.track.forget()
         else:
-            self.track.note(step, arguments, output, module=False)
+            self.track.note(step, output, module=False)
         return output
 
     def end(self) -> None:

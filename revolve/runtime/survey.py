@@ -273,10 +273,10 @@ class SurveyTrail:
         with saved_tensors_hooks(partial(self.keep, kept), Lost.zeros):
             output = function(*arguments[0], **arguments[1])
         self.surveyor.stage_seconds += step_clock(self.surveyor.device) - start
-        if self.track.foreign(arguments):
+        if self.track.foreign():
             self.track.forget()
         else:
-            self.track.note(step, arguments, output, module=False)
+            self.track.note(step, output, module=False)
             for lost in kept:
                 lost.kept = None
         self.surveyor.mark_ran("ran", self.track.stage)
@@ -299,7 +299,7 @@ class SurveyTrail:
         output = map_tensors(lambda tensor: passed.get(id(tensor), tensor), turn.apply(output, passed, inputs))
         surveyor.leaks.append(sum(left.nbytes for reference in self.lost if (left := reference()) is not None))
         self.lost = []
-        track.note(step, arguments, output, module=True)
+        track.note(step, output, module=True)
         self.position += 1
         if self.position == len(surveyor.names):
             surveyor.remains.take(output)

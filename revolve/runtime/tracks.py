@@ -93,7 +93,8 @@ class Track:
         self.values: list[torch.Tensor] = []
         self.versions: list[int] = []  # of these, when they were taken
         self.aliases: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
-        self.taken: dict[int, int] = {}  # versions of the arguments of the call that is bound
+        self.bound: list[torch.Tensor] = []  # arguments of the call that is bound; it may replace them in its lists
+        self.taken: dict[int, int] = {}  # their versions
         self.before: tuple[int, list[int] | None, int] = (0, None, 0)  # what the stage took before it
         self.places: dict[int, Place] = {}
 
@@ -129,7 +130,8 @@ class Track:
         """Note a call of the present stage, before it is made."""
         picks = self.segments[self.stage - 1].picks if self.stage else None
         self.before = len(self.segment.side), picks, len(picks or ())
-        self.taken = {id(tensor): version_of(tensor) for tensor in tensors_of(arguments)}
+        self.bound = tensors_of(arguments)
+        self.taken = {id(tensor): version_of(tensor) for tensor in self.bound}
         return Step(forward, map_tensors(self.slot, arguments), self.segment.made)
 
     def slot(self, tensor: torch.Tensor) -> Slot | torch.Tensor:
@@ -195,9 +197,13 @@ class Track:
             slot = Slot(-1 - picks.index(slot.number))
         return slot
 
-    def foreign(self, arguments: Arguments) -> bool:
+    def changed(self) -> list[torch.Tensor]:
+        """Return the arguments that the call that was bound has changed in place."""
+        return [tensor for tensor in self.bound if version_of(tensor) != self.taken[id(tensor)]]
+
+    def foreign(self) -> bool:
         """Whether the call that was bound has changed memory that the present stage has not made."""
-        changed = [tensor for tensor in tensors_of(arguments) if version_of(tensor) != self.taken[id(tensor)]]
+        changed = self.changed()
         return bool(changed) and not storage_keys(changed).isdisjoint(storage_keys([*self.values, *self.segment.side]))
 
     def check(self) -> None:
@@ -218,7 +224,7 @@ class Track:
         """Take back the call that was bound."""
         side, picks, count = self.before
         del self.segment.side[side:]
-        self.aliases = {}
+        self.aliases, self.bound = {}, []
         for index, _ in self.grown:
             earlier = self.segments[index - 1].picks
             if earlier is not None and index < self.stage:
@@ -232,11 +238,11 @@ class Track:
         for position, tensor in enumerate(self.values):
             self.enter(tensor, None if picks is None else picks[position])
 
-    def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
+    def note(self, step: Step, output: Any, *, module: bool) -> None:
         """Note a call that has been made, and what it has given and changed."""
-        for tensor in tensors_of(arguments):
-            if version_of(tensor) != self.taken[id(tensor)]:
-                self.note_change(tensor)
+        for tensor in self.changed():
+            self.note_change(tensor)
+        self.bound = []
         self.grown.clear()
         segment = self.segment
         segment.steps.append(step)

@@ -83,7 +83,7 @@ class PlannedTrail:
             self.failed = True
             self.forget(number)
             raise
-        self.note(step, arguments, output, module=True)
+        self.note(step, output, module=True)
         self.position += 1
         if segment.called == len(segment.calls):
             self.leave(output)
@@ -124,14 +124,14 @@ class PlannedTrail:
         except BaseException:
             self.forget(number)
             raise
-        if self.track.foreign(arguments):
+        if self.track.foreign():
             self.forget(number)
             return output
         if keep is None:
             packer.empty(number)
         elif later:
             packer.keep(keep, number)
-        self.note(step, arguments, output, module=False)
+        self.note(step, output, module=False)
         return output
 
     def forget(self, number: int) -> None:
@@ -170,12 +170,12 @@ class PlannedTrail:
             if isinstance(snapshot, DenseSnapshot):
                 snapshot.add(tensor, self.run.enclosing)
 
-    def note(self, step: Step, arguments: Arguments, output: Any, *, module: bool) -> None:
+    def note(self, step: Step, output: Any, *, module: bool) -> None:
         """Note a call that was made."""
         self.run.stages[self.track.stage].add_loose([tensor for tensor, _ in self.taken])
         self.versions += [version for _, version in self.taken]
         self.carry()
-        self.track.note(step, arguments, output, module=module)
+        self.track.note(step, output, module=module)
         self.behind = self.run.watching.random.read_after(self.behind)
 
 

@@ -123,7 +123,7 @@ class RaisingInBackward(nn.Module):
 @pytest.mark.parametrize(
     ("position", "module", "message"),
     [
-        (2, nn.Linear(3, 3), r"stage '2' cannot be run on its input \(float32\[8, 16\]\): mat1 and mat2"),
+        (2, nn.Linear(3, 3), r"stage '2' cannot be run on its input \(float32\[8, 16\]\): .*mat1 and mat2"),
         (3, Raising(), r"stage '3' cannot be run on its input \(float32\[8, 16\]\): no more$"),
         (3, RaisingInBackward(), r"stage '3' cannot be run on its input .*: list index out of range"),
         (4, Returning("text"), "stage '4' returns no tensor, but str"),

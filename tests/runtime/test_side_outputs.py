@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from twins import forgetful_plan
 
 import revolve
 from revolve.runtime.exceptions import ModelError
@@ -72,3 +73,42 @@ def test_what_leaves_the_chain_is_in_the_budget(kind):
 def test_losses_put_into_a_list_are_refused():
     with pytest.raises(ModelError, match=r"stage 'blocks.0' puts tensors into a list or dict that it is called with"):
         revolve.measure(Model("list"), rows())
+
+
+class Replacing(nn.Module):
+    """Puts a tensor of its own into the list that it is called with, in place of another: HRNet's modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, pair):
+        pair[0] = self.inner(pair[0]).sigmoid()
+        return [self.outer(pair[0]).tanh(), pair[1] * pair[0]]
+
+
+class Pairs(nn.Module):
+    def __init__(self, reads) -> None:
+        super().__init__()
+        self.reads = reads  # whether it uses what was put into the list
+        self.blocks = nn.ModuleList(Replacing() for _ in range(4))
+
+    def forward(self, x):
+        pair = [x.sin(), x.cos()]
+        for block in self.blocks:
+            given = block(pair)
+            pair = [given[0] + pair[0], given[1]] if self.reads else given
+        return pair[0] * pair[1]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_entries_of_a_list_are_replaced(reads):
+    torch.manual_seed(0)
+    model = Pairs(reads)
+    chain = revolve.measure(model, rows())
+    frontier = revolve.solve(chain)
+    assert [stage.name for stage in chain.stages] == [f"blocks.{number}" for number in range(4)]
+    for plan in (forgetful_plan(chain), frontier.plan(frontier.smallest)):
+        report = revolve.verify(revolve.checkpointed(model, plan), rows(), repeats=1)
+        assert report.exact
+        assert reads or report.measured_peak <= plan.peak
