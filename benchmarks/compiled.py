@@ -23,13 +23,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from frameworks import MODELS, alternate, median_ratio, peak_of, print_row, step
+from frameworks import MODELS, RESERVE, alternate, median_ratio, peak_of, print_row, step
 from torch import nn
 from torch._functorch import config
 from torch._inductor.compile_fx import compile_fx
 
 import revolve
-from revolve.runtime.measurement import ROOT_BYTES
 
 COLUMNS = (
     *("model", "its budget", "its peak", "of its plain", "its time"),
@@ -114,7 +113,7 @@ class Contest:
 
 def planned(model: nn.Module, frontier: revolve.Frontier, limit: int) -> nn.Module:
     """Return a model with the plan for a number of bytes, or for the least possible."""
-    return revolve.checkpointed(model, frontier.plan(max(limit + ROOT_BYTES, frontier.smallest)))
+    return revolve.checkpointed(model, frontier.plan(max(limit + RESERVE, frontier.smallest)))
 
 
 def main() -> None:
