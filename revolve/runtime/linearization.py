@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.storage.boundary import tensors_of
 
@@ -25,6 +24,7 @@ from .measurement import copy_of, find_stages, refuse_sharded, running
 from .recording import Call, Recording, record
 from .replay import recomputing
 from .samples import arguments_of
+from .saving import shielded
 from .stages import StageModule, check_model, flatten, is_plain_sequential
 
 __all__ = ["Stages", "find_chain", "linearize"]
@@ -72,9 +72,8 @@ def linearize(model: nn.Module, sample: Any) -> Stages:
     """
     whole = StageModule(type(check_model(model)).__name__, (model,))
     refuse_sharded([whole])
-    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     check_meta(model, sample)
-    with isolated([whole], arguments_of(model, sample)) as belongings, recomputing(), keep:
+    with isolated([whole], arguments_of(model, sample)) as belongings, recomputing(), shielded():
         run_plainly(model)
         with belongings.written.watching():
             return find_chain(model, sample)

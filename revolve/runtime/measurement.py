@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain, Stage
 from revolve.schedules.costs import StorageCosts
@@ -28,7 +27,7 @@ from .generators import devices_of
 from .isolation import Addition, isolated
 from .replay import recomputing
 from .samples import check_layouts
-from .saving import hooked
+from .saving import hooked, shielded
 from .segments import Segment
 from .sharding import units_of
 from .situations import describe_input
@@ -85,8 +84,7 @@ def measure_children(
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
     codecs = find_codecs(formats)
     refuse_sharded(stages)
-    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
-    with isolated(stages, sample) as belongings, recomputing(), keep:
+    with isolated(stages, sample) as belongings, recomputing(), shielded():
         with belongings.written.watching():
             glued = find_stages(stages, sample)
         return measure_stages(glued, sample, loss or default_loss, progress, name, codecs, belongings.additions())

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from revolve.schedules.chain import Chain
 from revolve.schedules.plans import with_carried
@@ -33,6 +32,7 @@ from .measurement import (
 from .memory import device_of
 from .replay import recomputing
 from .samples import arguments_of, check_layouts
+from .saving import shielded
 from .stages import StageModule, check_model, is_plain_sequential
 from .survey import survey
 
@@ -146,9 +146,8 @@ def measure_module(
     """Measure a module that runs its stages itself."""
     whole, codecs = StageModule(type(model).__name__, (model,)), find_codecs(formats)
     refuse_sharded([whole])
-    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # what is saved here is nobody else's
     arguments = arguments_of(model, sample)
-    with isolated([whole], arguments) as belongings, recomputing(), keep:
+    with isolated([whole], arguments) as belongings, recomputing(), shielded():
         run_plainly(model)
         with torch.compiler.set_stance("force_eager"):  # what is compiled is measured by itself, not what follows it
             with belongings.written.watching():

@@ -15,7 +15,7 @@ from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
 
-__all__ = ["Content", "Holder", "Hooks", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked"]
+__all__ = ["Content", "Holder", "Hooks", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked", "shielded"]
 
 STRIDED = torch.strided
 Signature = tuple[torch.Size, torch.dtype, torch.device]
@@ -147,6 +147,14 @@ class Hooks:
 def hooked(pack: Callable[[torch.Tensor], Any]) -> Hooks:
     """Return the context in which ``pack`` decides what autograd keeps."""
     return Hooks(pack)
+
+
+def shielded() -> Hooks:
+    """Return the context in which autograd keeps what it saves as ever, whatever hooks are around it.
+
+    No output is kept as it is: it would hold its own node, and be there for good.
+    """
+    return Hooks(Kept)
 
 
 class Packer:

@@ -47,7 +47,7 @@ class Known:
     sight: Sight | None = None
     hooks: ModuleHooks | None = None  # of the whole chain that begins with the stage
     hidden: list[Source] | None = None  # generators that hooks, containers and functions hold
-    hooked: bool = False  # when they were looked for, and how many hooks had ever been registered then
+    hooked: bool = False  # by when so many hooks had ever been registered
     count: int = -1
 
 
@@ -182,26 +182,33 @@ class StageModule:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
         known = self.known
         sight = known.sight if known.sight is not None and known.sight.holds() else None
-        steady = sight is not None and not sight.volatile and not self.loose_functions
         if known.count != RemovableHandle.next_id:  # there are other hooks, somewhere
-            hooked, known.hooked = known.hooked, any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
-            steady = steady and not hooked and not known.hooked
+            known.hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
             known.count = RemovableHandle.next_id
-        if not steady or known.hidden is None:
+        steady = sight is not None and not sight.volatile and not self.loose_functions and not known.hooked
+        if not steady or known.hidden != []:  # where there were some, others may be in their place
             known.hidden = self.hidden_sources()
         own = sources_of(self.attributes()[1]) if sight is None else sight.sources
         return [*known.hidden, *own] if own else known.hidden
 
     def hidden_sources(self) -> list[Source]:
-        """Return the random number generators that are not attributes of modules themselves."""
-        roots: list[Any] = [*self.loose_functions]
-        for module in self.modules:
-            attributes = [item for item in vars(module).items() if item[0] not in INNER]
-            roots += [value for name, value in attributes if name not in STANDARD or value]
-            forward = type(module).forward
-            roots += [] if forward.__module__.startswith("torch.") else [forward]
-        kinds: tuple[type[Any], ...] = tuple(KINDS)
-        return sources_of(value for root in roots for value in reach(root, kinds))
+        """Return the random number generators that are not attributes of the stage's modules themselves.
+
+        Modules that are none of these, but can be reached from them, are looked into.
+        """
+        kinds: tuple[type[Any], ...] = (nn.Module, *KINDS)
+        seen, found = set(self.modules), list[Any]()
+        waiting: list[Any] = [*self.loose_functions, *self.modules]
+        for root in waiting:  # it grows
+            own = root in self.modules
+            kept = kept_by(root) if isinstance(root, nn.Module) else [root]
+            for value in (hit for one in kept if not (own and type(one) in KINDS) for hit in reach(one, kinds)):
+                if isinstance(value, nn.Module):
+                    waiting += [module for module in value.modules() if module not in seen]
+                    seen.update(value.modules())
+                else:
+                    found.append(value)
+        return sources_of(found)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return parameters, buffers and loose tensors."""
@@ -269,6 +276,14 @@ def check_model(model: Any) -> nn.Module:
     if is_plain_sequential(model) and not len(model):
         raise ModelError("the model is an nn.Sequential without children; there is nothing to train")
     return model
+
+
+def kept_by(module: nn.Module) -> list[Any]:
+    """Return a module's own attributes, hooks included, and the forward of its class, if that is not torch's."""
+    attributes = [item for item in vars(module).items() if item[0] not in INNER]
+    forward = type(module).forward
+    own = [value for name, value in attributes if name not in STANDARD or value]
+    return own if forward.__module__.startswith("torch.") else [*own, forward]
 
 
 def is_plain_sequential(model: Any) -> TypeGuard[nn.Sequential]:

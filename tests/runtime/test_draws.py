@@ -13,14 +13,12 @@ from steps import PLANNERS, assert_same, batch, perceptron, run_step, square, tw
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
-from twins import forgetful_plan
 
 import revolve
 from revolve.runtime import generators
 from revolve.runtime.draws import Watch
 from revolve.runtime.exceptions import RecomputeError
 from revolve.runtime.generators import NumpyRandom, PythonRandom, RandomState
-from revolve.runtime.stages import StageModule
 
 
 class Die:
@@ -148,137 +146,6 @@ def test_a_stage_that_draws_otherwise_each_time():
     planned[4].first, planned[4].later = 3, 1
     with pytest.raises(RecomputeError, match=r"one of the stages 0, .* draws other random numbers each time"):
         planned(batch())
-
-
-class Noise:
-    """A callable that a module keeps."""
-
-    def __init__(self):
-        self.generator = torch.Generator()
-
-    def __call__(self):
-        return torch.rand((), generator=self.generator)
-
-
-class Owning(nn.Module):
-    """Draws from a generator of its own, wherever it keeps it."""
-
-    def __init__(self, kept, draw):
-        super().__init__()
-        self.kept, self.draw = kept, draw
-
-    def forward(self, x):
-        return x * float(self.draw(self.kept))
-
-
-GLOBAL = torch.Generator()
-
-
-class Sharing(nn.Module):
-    """Draws from a generator among the global names."""
-
-    def forward(self, x):
-        return x * torch.rand((), generator=GLOBAL)
-
-
-OWNING = {
-    "numpy generator": lambda: Owning(np.random.default_rng(3), lambda kept: kept.random()),
-    "numpy generator, old algorithm": lambda: Owning(
-        np.random.Generator(np.random.MT19937(3)), lambda kept: kept.normal()
-    ),
-    "numpy random state": lambda: Owning(np.random.RandomState(3), lambda kept: kept.normal()),
-    "numpy random state of another kind": lambda: Owning(
-        np.random.RandomState(np.random.PCG64(3)), lambda kept: kept.normal()
-    ),
-    "python": lambda: Owning(random.Random(3), lambda kept: kept.gauss(0, 1)),
-    "container": lambda: Owning({"a": [torch.Generator()]}, lambda kept: torch.rand((), generator=kept["a"][0])),
-    "callable": lambda: Owning(Noise(), lambda kept: kept()),
-    "global": Sharing,
-}
-
-
-@pytest.mark.parametrize("kind", OWNING)
-@pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS)
-def test_generators_of_the_user(planner, kind):
-    planned, plain = twins(perceptron(OWNING[kind]), planner)
-    found = []
-    for model in (planned, plain):
-        GLOBAL.manual_seed(3)
-        found.append([run_step(model, batch(seed=turn)) for turn in range(2)])
-    for ours, theirs in zip(*found, strict=True):
-        assert_same(ours, theirs)
-
-
-def exchange(model, turn):
-    """Give every stage another generator, in the same dictionary."""
-    for number, module in enumerate(model.modules()):
-        if isinstance(module, Owning):
-            module.kept["a"] = torch.Generator().manual_seed(10 * turn + number)
-
-
-def rebind(model, turn):
-    """Give every stage another dictionary."""
-    for number, module in enumerate(model.modules()):
-        if isinstance(module, Owning):
-            module.kept = {"a": torch.Generator().manual_seed(10 * turn + number)}
-
-
-def hook_again(model, turn):
-    """Give every stage another hook that draws."""
-    for number, module in enumerate(model.modules()):
-        if isinstance(module, nn.Linear):
-            module._forward_hooks.clear()
-            generator = torch.Generator().manual_seed(10 * turn + number)
-            module.register_forward_hook(lambda _m, _a, y, g=generator: y * torch.rand((), generator=g))
-
-
-@pytest.mark.parametrize("change", [exchange, rebind, hook_again])
-def test_generators_that_are_exchanged_between_steps(change):
-    between = () if change is hook_again else (lambda: Owning({}, lambda kept: torch.rand((), generator=kept["a"])),)
-    planned, plain = twins(perceptron(*between))
-    for turn in range(3):
-        change(planned, turn), change(plain, turn)
-        assert_same(run_step(planned, batch(seed=turn)), run_step(plain, batch(seed=turn)))
-
-
-class Calling(nn.Module):
-    """Calls its layers itself; the forward of the first is perhaps replaced on the instance by one that draws."""
-
-    def __init__(self, patched, noise):
-        super().__init__()
-        self.layers = perceptron()
-        own = self.layers[0].forward
-        if patched:
-            self.layers[0].forward = lambda x: own(x) * torch.rand((), generator=noise["a"])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-@pytest.mark.parametrize("patched", [False, True])
-def test_models_that_call_their_stages_are_searched_for_generators_once(patched, monkeypatch):
-    """What follows the calls of a stage is no function that may hold others later, unlike a patch."""
-    noise = {"a": torch.Generator()}
-    planned, plain = Calling(patched, noise), Calling(patched, noise)
-    revolve.checkpointed(planned, forgetful_plan(revolve.measure(planned, batch())))
-    searched = []
-    search = StageModule.hidden_sources
-    monkeypatch.setattr(StageModule, "hidden_sources", lambda self: searched.append(self.name) or search(self))
-    for turn in range(3):
-        found = []
-        for model in (planned, plain):
-            noise["a"] = torch.Generator().manual_seed(turn)
-            found.append(run_step(model, batch(seed=turn)))
-        assert_same(*found)
-    assert len(searched) - len(set(searched)) == (2 if patched else 0)
-
-
-def test_a_generator_of_the_operating_system_has_no_state():
-    generator = random.SystemRandom()
-    planned, _ = twins(perceptron(lambda: Owning(None, lambda kept: 2 + 0 * generator.random())))
-    planned(batch())
 
 
 def test_stages_that_never_drew_share_two_readings():

@@ -155,6 +155,35 @@ def test_a_thousand_steps_over_changing_shapes():
     assert len(model.forward.planned) <= 16
 
 
+class Calling(nn.Module):
+    """Calls its layers itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = perceptron(nn.ReLU)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("way", [revolve.measure, revolve.linearize])
+@pytest.mark.parametrize("make", [Calling, lambda: perceptron(nn.ReLU)], ids=["called", "sequential"])
+def test_measuring_leaves_no_tensors(make, way):
+    """An output that is saved as it is, by a hook, would be there for good."""
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    model, counts = make(), []
+    for _ in range(3):
+        way(model, batch())
+        counts.append(tensors())
+    assert counts[0] == counts[1] == counts[2]
+
+
 class Late(nn.Module):
     """Works on after its last saved tensor."""
 
