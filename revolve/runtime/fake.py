@@ -145,9 +145,10 @@ def measure_fake(
     description = DEFAULT if device is None else find_device(device)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     imagination, fake = Imagination(mode), FakeDevice(description, mode)
+    fake_sample = map_tensors(imagination, sample)  # outside the mode, in which older torch makes it fake twice
     with imagined(model, imagination), mode, fake, measuring_with(fake), assumed_answers(), failures_unlogged():
         try:
-            chain = measure(map_tensors(imagination, sample))
+            chain = measure(fake_sample)
         except MeasurementError as error:
             if isinstance(error.__cause__, UNKNOWN_VALUES):
                 raise MeasurementError(
