@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Likeness", "forwarding", "uncompiled"]
+__all__ = ["UNCOMPILED", "Likeness", "forwarding", "uncompiled"]
 
-REASON = "the model has a revolve plan, which is not compiled: call revolve.restore(model) before it is exported"
+UNCOMPILED = "the model has a revolve plan, which is not compiled: call revolve.restore(model) before it is exported"
 
 
 class Likeness(ABC):
@@ -58,5 +58,5 @@ def forwarding(function: Any) -> nn.Module | None:
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function be a break in what torch compiles, with the reason; where none may be, the reason is the error."""
-    disabled: Callable[..., Any] = torch.compiler.disable(function, reason=REASON)
+    disabled: Callable[..., Any] = torch.compiler.disable(function, reason=UNCOMPILED)
     return disabled

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .exceptions import ModelError, RecomputeError
+from .likeness import UNCOMPILED
 
 __all__ = ["changed_since", "changed_within", "check_surroundings"]
 
@@ -24,13 +25,16 @@ def check_surroundings(modules: Iterable[nn.Module]) -> None:
     Raises
     ------
     ModelError
-        Inside a transform of torch.func, or where ``parametrize.cached`` shares a weight among the stages.
+        Inside a transform of torch.func, in a strict export by a torch that runs the model to see what it returns, or
+        where ``parametrize.cached`` shares a weight among the stages.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise ModelError(
             "a model with a plan cannot run inside torch.func transforms (grad, vjp, jvp, vmap ...), which know no "
             "saved-tensor hooks; call revolve.restore(model) first, or use torch.autograd.grad"
         )
+    if torch.compiler.is_exporting():
+        raise ModelError(UNCOMPILED)
     if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
         raise ModelError(
             "a model with a plan cannot run inside torch.nn.utils.parametrize.cached(): a weight that is computed once "

@@ -50,14 +50,22 @@ def refuse_flat(model: nn.Module) -> None:
         )
 
 
+def groups_of(unit: Any) -> list[Any]:
+    """Return FSDP's groups of the parameters of a unit, of which older torch has one or none."""
+    state = unit._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [state._fsdp_param_group] if state._fsdp_param_group else []
+
+
 def is_sharded(unit: Any) -> bool:
     """Whether the parameters of a unit are spread over the processes now."""
-    return not all(group.is_unsharded for group in unit._get_fsdp_state()._fsdp_param_groups)
+    return not all(group.is_unsharded for group in groups_of(unit))
 
 
 def spread_over(units: Iterable[Any]) -> list[Any]:
     """Return FSDP's books of the parameters of some units."""
-    return [p for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups for p in group.fsdp_params]
+    return [p for unit in units for group in groups_of(unit) for p in group.fsdp_params]
 
 
 def gathered_parameters(units: Iterable[Any]) -> list[torch.Tensor]:

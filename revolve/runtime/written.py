@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from revolve.storage.boundary import storage_keys, tensors_of
 from .generators import outside_modes
 
 __all__ = ["Written"]
+
+# Older torch runs an operator of a higher order under a mode only by a rule for the two.
+ASKS_FOR_RULES = not hasattr(TorchDispatchMode, "supports_higher_order_operators")
 
 
 class Written:
@@ -67,9 +71,12 @@ class Watching(TorchDispatchMode):
     def __init__(self, written: Written) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.written = written
+        if ASKS_FOR_RULES:
+            for operator in torch._ops._higher_order_ops.values():
+                operator.python_key_table.setdefault(Watching, partial(pass_on, operator))
 
     @classmethod
-    def ignore_compile_internals(cls) -> bool:
+    def is_infra_mode(cls) -> bool:
         """Let compiled stages run compiled."""
         return True
 
@@ -81,3 +88,8 @@ class Watching(TorchDispatchMode):
             writes = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
             self.written.note([named[name] for name in writes if name in named])
         return func(*args, **(kwargs or {}))
+
+
+def pass_on(operator: Callable[..., Any], _: Watching, *args: Any, **kwargs: Any) -> Any:
+    """Run an operator of a higher order, such as torch.cond, without watching it: it has no schema."""
+    return operator(*args, **kwargs)

@@ -11,7 +11,7 @@ from random_schedules import random_plan
 from steps import CPU, PLANNERS, batch, named_chain, perceptron, square, tight_plan
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import revolve
 from revolve.runtime.allocations import trace_allocations
@@ -55,12 +55,17 @@ def offloaded(model, x):
         return model(x)
 
 
+def checkpointed_to_the_end(model, x):
+    with set_checkpoint_early_stop(False):
+        return checkpoint(model, x, use_reentrant=False)
+
+
 AROUND = {
     "checkpoint": lambda model, x: checkpoint(model, x, use_reentrant=False),
     "two checkpoints": lambda model, x: checkpoint(
         lambda x: checkpoint(model, x, use_reentrant=False), x, use_reentrant=False
     ),
-    "checkpoint without early stop": lambda model, x: checkpoint(model, x, use_reentrant=False, early_stop=False),
+    "checkpoint without early stop": checkpointed_to_the_end,
     "hooks": in_hooks,
     "save on cpu": offloaded,
 }
