@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -19,7 +20,7 @@ from .stages import StageModule
 from .state import same
 from .written import Written
 
-__all__ = ["Addition", "Belongings", "gradients_present", "isolated", "restore_table"]
+__all__ = ["Addition", "Belongings", "find_tied", "gradients_present", "isolated", "restore_table"]
 
 STANDARD = frozenset((*vars(nn.Module()), "forward"))  # the rest are attributes of the user's
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks"))  # tables that a forward may register in
@@ -65,12 +66,14 @@ def isolated(stages: Sequence[StageModule], *values: Any) -> Iterator[Belongings
                         raise MeasurementError(
                             f"{type(module).__name__}.{name} is not initialised; run the model once before measuring it"
                         )
+                    tied = id(parameter) in aliases
                     alias = aliases.setdefault(
                         id(parameter), nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
                     )
                     stack.callback(setattr, module, name, parameter)
                     setattr(module, name, alias)
                     alias.existing = parameter.grad is not None  # type: ignore[attr-defined]
+                    alias.tied = tied  # type: ignore[attr-defined]
         for table, old in tables:  # put back before the parameters, which a module may mirror in its attributes
             stack.callback(restore_table, table, old)
         belongings = Belongings(modules)
@@ -177,20 +180,34 @@ def has_values(tensor: torch.Tensor) -> bool:
     return ordinary and tensor.grad_fn is None and not tensor.is_inference() and not tensor.is_nested
 
 
+def find_tied(stages: Sequence[StageModule]) -> None:
+    """Mark the aliases that several stages use, each of which may be the same module."""
+    users = Counter(id(tensor) for stage in stages for tensor in dict.fromkeys(stage.tensors()))
+    for tensor in (tensor for stage in stages for tensor in stage.tensors()):
+        if hasattr(tensor, "tied"):
+            tensor.tied |= users[id(tensor)] > 1
+
+
 @contextmanager
 def gradients_present(stage: StageModule, later: Sequence[StageModule]) -> Iterator[list[torch.Tensor]]:
     """Give those aliases a gradient that have one when the stage's backward begins.
 
-    These are the parameters whose own ``.grad`` exists, and those that a later stage shares. Yields
+    These are the parameters whose own ``.grad`` exists, and those that a later stage shares. Of a tied one the engine
+    keeps what its last user gives until the first one has added to it, in new memory, also beside a ``.grad``. Yields
     the stage's parameters that require a gradient; their gradients are gone when the block ends.
     """
     shared = {id(tensor) for other in later for tensor in other.tensors()}
     parameters = [t for t in dict.fromkeys(stage.tensors()) if t.is_leaf and t.requires_grad]
+    handles = []
     for parameter in parameters:
-        if getattr(parameter, "existing", False) or id(parameter) in shared:
+        if id(parameter) in shared:
+            handles.append(parameter.register_hook(torch.clone))
+        if id(parameter) in shared or (getattr(parameter, "existing", False) and not getattr(parameter, "tied", False)):
             parameter.grad = torch.zeros_like(parameter)
     try:
         yield list(parameters)
     finally:
+        for handle in handles:
+            handle.remove()
         for parameter in parameters:
             parameter.grad = None

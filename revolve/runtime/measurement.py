@@ -24,7 +24,7 @@ from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss,
 from .exceptions import MeasurementError, ModelError
 from .format_trials import measure_format
 from .generators import devices_of
-from .isolation import Addition, isolated
+from .isolation import Addition, find_tied, isolated
 from .replay import recomputing
 from .samples import check_layouts
 from .saving import hooked, shielded
@@ -200,6 +200,7 @@ def measure_stages(
     benches: list[Bench] = []
     trials: list[Trial] = []
     gradient = 0
+    find_tied(stages)
     with trace_allocations(device) as tracer:
         for index, stage in enumerate(stages):
             if progress:
