@@ -20,7 +20,7 @@ from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
 from .isolation import gradients_present
 from .reversal import one_sum, outliving, reverse
-from .saving import Holder, Keep, Kept, Packer, StopRebuild, hooked
+from .saving import Holder, Keep, Kept, Packer, Recording, Refilling, StopRebuild
 from .stages import StageModule
 from .state import StageState
 
@@ -57,7 +57,7 @@ class Bench:
         before = random.read()
         present = set(map(id, attributes_of(stage)))
         first = StageState(stage, None)
-        with hooked(Packer(index, stage.name, stage.storages()).record(self, keep=None)):
+        with Recording(Packer(index, stage.name, stage.storages()), self, None):
             leaf = cut(value)
             start = graph_clock()
             self.late = saves_late(stage(leaf), start)
@@ -83,7 +83,7 @@ class Bench:
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
             packer = Packer(self.index, self.stage.name, self.through)
-            with hooked(packer.record(self, keep=keep, temporary=state.temporary)):
+            with Recording(packer, self, keep, state.temporary):
                 return self.stage(leaf), packer
 
     def rebuild(self, value: Any, packer: Packer) -> None:
@@ -91,8 +91,7 @@ class Bench:
         self.draw_anew()
         with StageState(self.stage, self.changing) as state:
             stops = self.stage.stops_early and not self.late  # as in the executor
-            pack, _ = packer.refill(state.temporary, keep=Kept, stop=packer.last() if stops else -1)
-            with suppress(StopRebuild), hooked(pack):
+            with suppress(StopRebuild), Refilling(packer, Kept, state.temporary, packer.last() if stops else -1):
                 self.stage(cut(value))
 
 

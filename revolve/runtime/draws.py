@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from .generators import FOREIGN, RandomState, Source, default_sources
-from .stages import StageModule
 
 __all__ = ["Drawn", "Surprise", "Watch"]
 
@@ -53,24 +52,17 @@ class Watch:
         self.surprises: list[Surprise] = []
 
     @classmethod
-    def over(
-        cls,
-        stages: Iterable[StageModule],
-        devices: Iterable[torch.device],
-        drawing: list[bool | None],
-        others: Iterable[Source] = (),
-    ) -> Watch:
-        """Watch torch's generators on some devices, those that stages own, others, Python's and NumPy's."""
-        owned = [*others, *(source for stage in stages for source in stage.sources())]
+    def over(cls, devices: Iterable[torch.device], owned: Iterable[Source], drawing: list[bool | None]) -> Watch:
+        """Watch torch's generators on some devices, those that the user keeps, Python's and NumPy's."""
         return cls(dict.fromkeys([*default_sources(devices), *owned, *FOREIGN]), drawing)
 
     def look(self) -> None:
         """Read the generators anew: whoever drew meanwhile was no stage."""
-        self.states = self.random.read_after(self.states)
+        self.states = self.random.read()
 
     def moved(self, states: tuple[Any, ...] | None = None) -> Drawn:
         """Return the generators that moved, each with its state before; their states are known, or read."""
-        before, self.states = self.states, states or self.random.read_after(self.states)
+        before, self.states = self.states, states or self.random.read()
         if before == self.states:
             return ()
         pairs = zip(self.random.sources, before, self.states, strict=True)

@@ -151,10 +151,7 @@ class Encoding:
         )
 
 
-def graph_clock() -> int:
-    """Return the number that this thread's next node of an autograd graph gets."""
-    number: int = _get_sequence_nr()
-    return number
+graph_clock: Callable[[], int] = _get_sequence_nr  # the number that this thread's next node of an autograd graph gets
 
 
 def saves_late(output: Any, since: int) -> bool:

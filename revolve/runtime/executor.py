@@ -59,7 +59,7 @@ from .modes import Modes
 from .module_hooks import ModuleHooks
 from .program import Program
 from .replay import Replay
-from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, StopRebuild, hooked
+from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, Refilling, StopRebuild
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
@@ -85,8 +85,8 @@ class Run:
         self.stages = stages
         self.program = program
         self.habits = habits
-        self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
-        through = storages_by_key(self.tensors)
+        self.holdings = [stage.holdings() for stage in stages]
+        through = storages_by_key([tensor for tensors, _ in self.holdings for tensor in tensors])
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.left = 0  # stages whose first run has come to its end
@@ -104,7 +104,7 @@ class Run:
         self.begin(value)
         for stage in self.stages:
             first = self.enter(value)
-            with first.hooks:
+            with first:
                 output = stage(value)
             self.leave(first, value, output)
             value = output
@@ -113,11 +113,11 @@ class Run:
 
     def begin(self, value: Any, *, apart: bool = False) -> None:
         """Begin the first sweep at the model's input; ``apart`` if anything else happens between stages."""
-        self.devices = devices_of([*tensors_of(value), *self.tensors])
+        tensors = [tensor for tensors, _ in self.holdings for tensor in tensors]
+        self.devices = devices_of([*tensors_of(value), *tensors])
         self.modes = Modes.current(self.devices)
         self.user_modes = UserModes.current()
         self.module_hooks = ModuleHooks.current(self.stages)
-        del self.tensors
         self.enclosing = Enclosing.current()
         self.snapshots[0] = DenseSnapshot(value, self.enclosing)
         if self.program.formats:
@@ -126,7 +126,9 @@ class Run:
         # Other processes, or hooks around the model, would have to take part if stages were looked at again.
         apart = apart or self.enclosing is not None or (distributed.is_available() and distributed.is_initialized())
         drawing: list[bool | None] = [None] * len(self.stages) if apart else self.habits.drawing
-        self.watching = Watch.over(self.stages, self.devices, drawing, self.user_modes.sources())
+        owned = [source for _, sources in self.holdings for source in sources]
+        del self.holdings
+        self.watching = Watch.over(self.devices, [*self.user_modes.sources(), *owned], drawing)
 
     def enter(self, value: Any) -> FirstRun:
         """Open the next stage's first run, on a value."""
@@ -144,15 +146,18 @@ class Run:
         action = self.program.runs[index]
         if self.watching.drawing[index] is not False:
             self.watching.reach(index)
-        keep = self.keep(action, value, self.enclosing)
-        return FirstRun(index, keep, hooked(self.packers[index].record(self, keep=keep)), graph_clock())
+        keep = None if type(action) is Forward else self.keep(action, value, self.enclosing)
+        first = FirstRun(self.packers[index], self, keep)
+        first.start = graph_clock()
+        return first
 
     def receive(self, first: FirstRun, value: Any) -> None:
         """Take note of the input of a stage whose first run is open, and follow the sweep beyond that run."""
         self.follow_sweep(value)
         self.sweep_position += 1
+        index = len(self.states)
         first.versions = versions_of(value)
-        first.state = StageState(self.stages[first.index], self.habits.changing[first.index])
+        first.state = StageState(self.stages[index], self.habits.changing[index])
         self.states.append(first.state)
 
     def follow_sweep(self, value: Any) -> None:
@@ -170,8 +175,8 @@ class Run:
 
     def leave(self, first: FirstRun, value: Any, output: Any, states: tuple[Any, ...] | None = None) -> None:
         """Take note of what a stage did that was entered with a value; of generators' states too, where known."""
-        index, state = first.index, first.state
-        first.check(value, output, self.packers[index])
+        index, state = first.packer.stage, first.state
+        first.check(value, output)
         self.habits.changing[index] = state.finish()
         self.left = index + 1
         if self.watching.drawing[index] is not False:
@@ -247,7 +252,7 @@ class Run:
         """Follow the schedule for a graph task, all of which runs under the same modes."""
         self.task = task
         settings = self.modes, self.user_modes, self.module_hooks
-        self.entered = [setting for setting in settings if not setting.active()]
+        self.replay = Replay([setting for setting in settings if not setting.active()])
 
     def recover(self, stage: int) -> None:
         """Fill the holders of a stage that the schedule has passed."""
@@ -286,7 +291,7 @@ class Run:
     def advance(self, stage: int) -> None:
         """Perform actions up to the backward of a stage; after a failure the schedule begins anew [10]."""
         try:
-            with Replay(self.entered) as replay:
+            with self.replay as replay:
                 self.perform(stage, replay)
         except BaseException:
             self.restart()
@@ -318,7 +323,7 @@ class Run:
         """Fill the holders of one stage from the nearest stored activation [6]."""
         nearest = max(index for index in self.snapshots if index <= stage)
         cursor = self.snapshots[nearest].load()
-        with Replay(self.entered) as replay:
+        with self.replay as replay:
             for index in range(nearest, stage):
                 cursor = self.run_again(Forward(index), cursor, replay)
             self.run_again(Rebuild(stage), cursor, replay)
@@ -348,13 +353,12 @@ class Run:
     def run_into(packer: Packer, state: StageState, value: Any, keep: Keep | None, stop: int) -> Any:
         """Run a stage in the state of its first run, into its holders; return its output, None if stopped early."""
         with state:
-            pack, check = packer.refill(state.temporary, keep=keep, stop=stop)
             try:
-                with hooked(pack):
+                with Refilling(packer, keep, state.temporary, stop) as refilling:
                     output = state.stage(value)
             except StopRebuild:
                 return None
-            check()
+            refilling.check()
             if isinstance(keep, Encoder):
                 keep.finish(output, packer.live())
             return output

@@ -125,33 +125,54 @@ class NumpyRandom(Owned):
     __slots__ = ()
 
     def read(self) -> Any:
-        """Return the state, in a form that can be compared."""
-        state = self.generator.get_state(legacy=False)
-        if state["bit_generator"] != "MT19937":
-            return pickle.dumps(state)
-        inner = state["state"]
-        return inner["key"].tobytes(), inner["pos"], state["has_gauss"], state["gauss"]
-
-    def is_at(self, state: Any) -> bool:
-        """Whether the state is surely this one still, by what lies in memory: reading it takes fifty times longer.
-
-        Not if a second normal number was held back: drawing that one changes nothing in memory.
-        """
-        generator = self.generator
-        bits = np.random.get_bit_generator() if generator is np.random else generator._bit_generator
-        if type(bits) is not np.random.MT19937 or isinstance(state, bytes):
-            return False
-        keys, position, held_back, _ = state
-        words: bytes = keys + position.to_bytes(4, sys.byteorder)
-        return not held_back and ctypes.string_at(bits.ctypes.state_address, len(words)) == words
+        """Return the state, in a form that can be compared: as bytes where they can be read from memory."""
+        generator = GLOBAL if self.generator is np.random else self.generator
+        bits = generator._bit_generator
+        if type(bits) is not np.random.MT19937:
+            return pickle.dumps(generator.get_state(legacy=False))
+        if HELD_BACK_AT is None:
+            legacy: Any = generator.get_state()
+            _, keys, position, *held_back = legacy
+            return struct.pack(NUMPY_MERSENNE, *keys, position), struct.pack(HELD_BACK, *held_back)
+        words = ctypes.string_at(bits.ctypes.state_address, NUMPY_MERSENNE_BYTES)
+        return words, ctypes.string_at(id(generator) + HELD_BACK_AT, HELD_BACK_BYTES)
 
     def write(self, state: Any) -> None:
         """Set the state."""
         if isinstance(state, bytes):
             self.generator.set_state(pickle.loads(state))
         else:
-            keys, *rest = state
-            self.generator.set_state(("MT19937", np.frombuffer(keys, np.uint32), *rest))
+            *keys, position = struct.unpack(NUMPY_MERSENNE, state[0])
+            self.generator.set_state(("MT19937", keys, position, *struct.unpack(HELD_BACK, state[1])))
+
+
+GLOBAL = np.random.mtrand._rand  # what the functions of the module are methods of
+NUMPY_MERSENNE = "624Ii"  # how NumPy keeps an MT19937: the words, and the position
+NUMPY_MERSENNE_BYTES = struct.calcsize(NUMPY_MERSENNE)
+HELD_BACK = "i4xd"  # and in the RandomState, whether a second normal number is held back, and which
+HELD_BACK_BYTES = struct.calcsize(HELD_BACK)
+
+
+def find_held_back() -> int | None:
+    """Return where a RandomState keeps what it holds back; None if that is not as expected: get_state takes long."""
+    generator = np.random.RandomState(1)
+    size = type(generator).__basicsize__
+    before = ctypes.string_at(id(generator), size)
+    generator.normal()
+    after = ctypes.string_at(id(generator), size)
+    state: Any = generator.get_state()
+    _, keys, position, *held_back = state
+    words = ctypes.string_at(generator._bit_generator.ctypes.state_address, NUMPY_MERSENNE_BYTES)
+    start = after.find(struct.pack("d", held_back[1])) - struct.calcsize("i4x")
+    if sys.implementation.name != "cpython" or start < 0 or words != struct.pack(NUMPY_MERSENNE, *keys, position):
+        return None
+    (flag,) = struct.unpack_from("i", before, start)
+    end = start + HELD_BACK_BYTES
+    alone = before[:start] + before[end:] == after[:start] + after[end:]
+    return start if alone and not flag and [*struct.unpack(HELD_BACK, after[start:end])] == held_back else None
+
+
+HELD_BACK_AT = find_held_back()
 
 
 class NumpyGenerator(Owned):
@@ -168,7 +189,6 @@ class NumpyGenerator(Owned):
         self.generator.bit_generator.state = pickle.loads(state)
 
 
-# Reading them takes tens of microseconds.
 FOREIGN: tuple[Source, ...] = (PythonRandom(random), NumpyRandom(np.random))
 
 KINDS: dict[type, type[TorchRandom | PythonRandom | NumpyRandom | NumpyGenerator]] = {
@@ -204,15 +224,6 @@ class RandomState:
     def read(self) -> tuple[Any, ...]:
         """Return the states."""
         return tuple([source.read() for source in self.sources])
-
-    def read_after(self, states: Iterable[Any]) -> tuple[Any, ...]:
-        """Return the states where they were others before, which takes less time for those that have not moved."""
-        return tuple(
-            [
-                state if isinstance(source, NumpyRandom) and source.is_at(state) else source.read()
-                for source, state in zip(self.sources, states, strict=True)
-            ]
-        )
 
     def write(self, states: Iterable[Any]) -> None:
         """Set the states."""

@@ -28,11 +28,12 @@ class Layout:
         inside = dict.fromkeys(module for stage in self.stages for module in stage.modules)
         self.flattened = [module for module in containers(children) if module not in inside]
         tables: list[Mapping[str, Any]] = [children, *(module._modules for module in (*self.flattened, *inside))]
-        self.tables = [(table, list(table.values())) for table in tables]
+        self.tables = [(table, list(table.values())) for table in tables if table]
+        self.empty = [table for table in tables if not table]
 
     def valid(self) -> bool:
         """Whether the model still consists of the same modules, and its containers do nothing of their own."""
-        if any(list(table.values()) != modules for table, modules in self.tables):
+        if any(self.empty) or any(list(table.values()) != modules for table, modules in self.tables):
             return False
         return not any(map(is_special, self.flattened))
 

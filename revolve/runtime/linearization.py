@@ -24,7 +24,7 @@ from .measurement import copy_of, find_stages, refuse_sharded, running
 from .recording import Call, Recording, record
 from .replay import recomputing
 from .samples import arguments_of
-from .saving import shielded
+from .saving import Shielded
 from .stages import StageModule, check_model, flatten, is_plain_sequential
 
 __all__ = ["Stages", "find_chain", "linearize"]
@@ -73,7 +73,7 @@ def linearize(model: nn.Module, sample: Any) -> Stages:
     whole = StageModule(type(check_model(model)).__name__, (model,))
     refuse_sharded([whole])
     check_meta(model, sample)
-    with isolated([whole], arguments_of(model, sample)) as belongings, recomputing(), shielded():
+    with isolated([whole], arguments_of(model, sample)) as belongings, recomputing(), Shielded():
         run_plainly(model)
         with belongings.written.watching():
             return find_chain(model, sample)

@@ -27,7 +27,7 @@ from .generators import devices_of
 from .isolation import Addition, find_tied, isolated
 from .replay import recomputing
 from .samples import check_layouts
-from .saving import hooked, shielded
+from .saving import Emptying, Shielded
 from .segments import Segment
 from .sharding import units_of
 from .situations import describe_input
@@ -84,7 +84,7 @@ def measure_children(
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
     codecs = find_codecs(formats)
     refuse_sharded(stages)
-    with isolated(stages, sample) as belongings, recomputing(), shielded():
+    with isolated(stages, sample) as belongings, recomputing(), Shielded():
         with belongings.written.watching():
             glued = find_stages(stages, sample)
         return measure_stages(glued, sample, loss or default_loss, progress, name, codecs, belongings.additions())
@@ -116,7 +116,7 @@ def find_stages(functions: Sequence[StageModule], sample: Any) -> list[StageModu
     pending: StageModule | None = None  # a view of the model's input joins what follows
     for index, function in enumerate(functions):
         versions = versions_of(value)
-        with running(function, value), torch.enable_grad(), hooked(lambda tensor: None):
+        with running(function, value), torch.enable_grad(), Emptying():
             output = function(value)
         if not tensors_of(output):
             raise MeasurementError(f"stage {function.name!r} returns no tensor, but {type(output).__name__}")

@@ -32,7 +32,7 @@ from .measurement import (
 from .memory import device_of
 from .replay import recomputing
 from .samples import arguments_of, check_layouts
-from .saving import shielded
+from .saving import Shielded
 from .stages import StageModule, check_model, is_plain_sequential
 from .survey import survey
 
@@ -147,7 +147,7 @@ def measure_module(
     whole, codecs = StageModule(type(model).__name__, (model,)), find_codecs(formats)
     refuse_sharded([whole])
     arguments = arguments_of(model, sample)
-    with isolated([whole], arguments) as belongings, recomputing(), shielded():
+    with isolated([whole], arguments) as belongings, recomputing(), Shielded():
         run_plainly(model)
         with torch.compiler.set_stance("force_eager"):  # what is compiled is measured by itself, not what follows it
             with belongings.written.watching():

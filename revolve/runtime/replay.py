@@ -11,10 +11,10 @@ import torch
 
 from .generators import Source
 
-__all__ = ["Replay", "Setting", "is_recomputing", "questions", "recomputing"]
+__all__ = ["QUESTIONS", "Replay", "Setting", "is_recomputing", "recomputing"]
 
 RECOMPUTING = ContextVar("recomputing", default=False)
-QUESTIONS = [0]
+QUESTIONS = [0]  # how often is_recomputing was asked
 
 
 def is_recomputing() -> bool:
@@ -24,11 +24,6 @@ def is_recomputing() -> bool:
     """
     QUESTIONS[0] += 1
     return RECOMPUTING.get()
-
-
-def questions() -> int:
-    """Return how often :func:`is_recomputing` was asked."""
-    return QUESTIONS[0]
 
 
 @contextmanager
@@ -61,7 +56,7 @@ class Replay:
 
     def __init__(self, settings: Sequence[Setting] = ()) -> None:
         self.settings = settings
-        self.present: dict[Source, Any] | None = None
+        self.present: dict[Source, Any] = {}
         self.stack: ExitStack | None = None
 
     def __enter__(self) -> Replay:
@@ -78,16 +73,15 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         if self.stack is not None:
             self.stack.close()
-        if self.present is not None:
-            for source, state in self.present.items():
-                source.write(state)
+            self.stack = None
+        while self.present:
+            source, state = self.present.popitem()
+            source.write(state)
         RECOMPUTING.reset(self.token)
         torch._C._set_grad_enabled(self.previous)
 
     def draw(self, states: tuple[tuple[Source, Any], ...]) -> None:
         """Set the generators that a stage draws from to what they were before its first run."""
-        if self.present is None:
-            self.present = {}
         for source, state in states:
             if source not in self.present:
                 self.present[source] = source.read()

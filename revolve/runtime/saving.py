@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch._C._autograd import _pop_saved_tensors_default_hooks as pop_hooks
@@ -15,7 +16,20 @@ from revolve.storage.dense import Enclosing
 
 from .exceptions import RecomputeError
 
-__all__ = ["Content", "Holder", "Hooks", "Keep", "Kept", "KeptElsewhere", "Packer", "StopRebuild", "hooked", "shielded"]
+__all__ = [
+    "Content",
+    "Emptying",
+    "Holder",
+    "Hooks",
+    "Keep",
+    "Kept",
+    "KeptElsewhere",
+    "Packer",
+    "Recording",
+    "Refilling",
+    "Shielded",
+    "StopRebuild",
+]
 
 STRIDED = torch.strided
 Signature = tuple[torch.Size, torch.dtype, torch.device]
@@ -51,14 +65,17 @@ class StopRebuild(BaseException):
 
 
 class Kept:
-    """A tensor and the version it was saved at; saved-tensor hooks switch torch's own check off."""
+    """A tensor and the version it was saved at; saved-tensor hooks switch torch's own check off.
+
+    Torch saves no inference tensors, which have no version.
+    """
 
     __slots__ = ("__weakref__", "tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         # A leaf that requires a gradient can never become part of a graph, which would then hold itself.
         self.tensor = tensor if tensor.is_leaf and tensor.requires_grad else tensor.detach()
-        self.version = None if tensor.is_inference() else tensor._version
+        self.version = tensor._version
 
     def get(self) -> torch.Tensor:
         """Return the tensor.
@@ -68,7 +85,7 @@ class Kept:
         RuntimeError
             If it was changed in place meanwhile, as plain training would.
         """
-        if self.version is not None and self.tensor._version != self.version:
+        if self.tensor._version != self.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"[{self.tensor.type()} {list(self.tensor.shape)}] is at version {self.tensor._version}; expected "
@@ -129,32 +146,43 @@ def key_of(tensor: torch.Tensor) -> int:
     return key
 
 
-class Hooks:
+class Hooks(ABC):
     """Torch's ``saved_tensors_hooks`` with the unpack hook of this module, in a third of its time."""
 
-    __slots__ = ("pack",)
+    __slots__ = ()
 
-    def __init__(self, pack: Callable[[torch.Tensor], Any]) -> None:
-        self.pack = pack
+    @abstractmethod
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """Return what autograd keeps for a tensor."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         push_hooks(self.pack, unpack)
+        return self
 
     def __exit__(self, *_: object) -> None:
         pop_hooks()
 
 
-def hooked(pack: Callable[[torch.Tensor], Any]) -> Hooks:
-    """Return the context in which ``pack`` decides what autograd keeps."""
-    return Hooks(pack)
+class Emptying(Hooks):
+    """The context in which autograd keeps nothing, and there is no backward."""
+
+    __slots__ = ()
+
+    def pack(self, tensor: torch.Tensor) -> None:
+        """Keep nothing."""
 
 
-def shielded() -> Hooks:
-    """Return the context in which autograd keeps what it saves as ever, whatever hooks are around it.
+class Shielded(Hooks):
+    """The context in which autograd keeps what it saves as ever, whatever hooks are around it.
 
     No output is kept as it is: it would hold its own node, and be there for good.
     """
-    return Hooks(Kept)
+
+    __slots__ = ()
+
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        """Keep a tensor."""
+        return Kept(tensor)
 
 
 class Packer:
@@ -206,39 +234,6 @@ class Packer:
         """Leave the holders from some position on alone: they keep what they have, and nothing fills them again."""
         del self.holders[start:], self.signatures[start:]
 
-    def record(
-        self, owner: Owner, *, keep: Keep | None, temporary: Container[int] = ()
-    ) -> Callable[[torch.Tensor], Any]:
-        """Return the pack hook of the first run.
-
-        Parameters
-        ----------
-        owner
-            Who fills the holders; the packer does not refer to it.
-        keep
-            What the holders are filled with at once; None leaves them empty.
-        temporary
-            As in :meth:`refill`.
-        """
-        return Recording(self, owner, keep, temporary).pack
-
-    def refill(
-        self, temporary: Container[int], *, keep: Keep | None, stop: int = -1
-    ) -> tuple[Callable[[torch.Tensor], Any], Callable[[], None]]:
-        """Return the pack hook of a later run, and the check to call after it.
-
-        Parameters
-        ----------
-        temporary
-            Identities of further storages that pass through: copies of buffers.
-        keep
-            What the holders are filled with again; None fills none.
-        stop
-            Position at which to raise StopRebuild; -1 runs to the stage's end.
-        """
-        refilling = Refilling(self, keep, temporary, stop)
-        return refilling.pack, refilling.check
-
     def unlike(self, index: int, signature: Signature) -> RecomputeError:
         """Return the error for a saved tensor that the first run did not save."""
         if index >= len(self.signatures):
@@ -254,12 +249,24 @@ class Packer:
         )
 
 
-class Recording:
-    """The first run of a stage, as in :meth:`Packer.record`; no closure, since the graph would keep all its cells."""
+class Recording(Hooks):
+    """The context of a stage's first run.
+
+    Parameters
+    ----------
+    packer
+        Its saved tensors.
+    owner
+        Who fills the holders; the packer does not refer to it.
+    keep
+        What the holders are filled with at once; None leaves them empty.
+    temporary
+        Identities of further storages that pass through: copies of buffers.
+    """
 
     __slots__ = ("keep", "owner", "packer", "temporary")
 
-    def __init__(self, packer: Packer, owner: Owner, keep: Keep | None, temporary: Container[int]) -> None:
+    def __init__(self, packer: Packer, owner: Owner, keep: Keep | None, temporary: Container[int] = ()) -> None:
         self.packer = packer
         self.owner = owner
         self.keep = keep
@@ -279,8 +286,19 @@ class Recording:
         return holder
 
 
-class Refilling:
-    """A later run of a stage; as in :meth:`Packer.refill`.
+class Refilling(Hooks):
+    """The context of a later run of a stage.
+
+    Parameters
+    ----------
+    packer
+        Its saved tensors.
+    keep
+        What the holders are filled with again; None fills none.
+    temporary
+        As in :class:`Recording`.
+    stop
+        Position at which to raise StopRebuild; -1 runs to the stage's end.
 
     Attributes
     ----------
@@ -290,7 +308,7 @@ class Refilling:
 
     __slots__ = ("keep", "packer", "seen", "stop", "temporary")
 
-    def __init__(self, packer: Packer, keep: Keep | None, temporary: Container[int], stop: int) -> None:
+    def __init__(self, packer: Packer, keep: Keep | None, temporary: Container[int], stop: int = -1) -> None:
         self.packer = packer
         self.keep = keep
         self.temporary = temporary

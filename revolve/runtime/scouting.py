@@ -19,7 +19,7 @@ from .isolation import isolated
 from .measurement import copy_of
 from .replay import recomputing
 from .samples import Arguments
-from .saving import hooked
+from .saving import Emptying
 from .stages import StageModule
 from .tracks import Passed, Track
 
@@ -46,7 +46,7 @@ def scout(
     with isolated([whole], arguments), recomputing(), torch.compiler.set_stance("force_eager"):
         args, kwargs = copy_of(arguments)
         follower = Scout(model, modules, paths)
-        with follower.following(), hooked(lambda tensor: None):
+        with follower.following(), Emptying():
             model.forward(*args, **kwargs)
     torch.clear_autocast_cache()  # of casts of what stood in for parameters
     trail = follower.trail

@@ -88,6 +88,20 @@ class Sight:
 
     def holds(self) -> bool:
         """Whether all of it is still so; in-place changes apart, and attributes where it is not shared."""
+        return self.intact() and self.flagged()
+
+    def flagged(self) -> bool:
+        """Whether modules are still in training mode, and tensors require a gradient, that were."""
+        for module, training in self.modules:
+            if module.training is not training:
+                return False
+        for tensor, trainable in self.leaves:  # noqa: SIM110 - a call more costs as much as all of this
+            if tensor.requires_grad is not trainable:
+                return False
+        return True
+
+    def intact(self) -> bool:
+        """Whether parameters, buffers and attributes are still the very objects, where it has these."""
         if sum(map(len, self.tables)) != self.count:
             return False
         try:
@@ -99,12 +113,6 @@ class Sight:
                     return False
         except KeyError:
             return False
-        for module, training in self.modules:
-            if module.training is not training:
-                return False
-        for tensor, trainable in self.leaves:  # noqa: SIM110 - a call more costs as much as all of this
-            if tensor.requires_grad is not trainable:
-                return False
         return True
 
     def hold(self) -> list[Any]:

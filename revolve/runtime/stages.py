@@ -139,6 +139,11 @@ class StageModule:
         """What was last seen of tables and attributes."""
         return Known()
 
+    def seen(self) -> Sight | None:
+        """Return what was last seen of the modules, if they still have the same: their flags may be others."""
+        sight = self.known.sight
+        return sight if sight is not None and sight.intact() else None
+
     def sight(self) -> Sight:
         """Return what the modules are now."""
         sight = self.known.sight
@@ -178,10 +183,18 @@ class StageModule:
         """The functions that are no modules."""
         return tuple(function for function in self.functions if not isinstance(function, nn.Module))
 
+    def holdings(self) -> tuple[list[torch.Tensor], list[Source]]:
+        """Return :meth:`tensors` and :meth:`sources`, by one look at the modules."""
+        sight = self.seen()
+        return self.tensors(sight), self.find_sources(sight)
+
     def sources(self) -> list[Source]:
         """Return the random number generators that the user keeps: in attributes, containers, closures, arguments."""
+        return self.find_sources(self.seen())
+
+    def find_sources(self, sight: Sight | None) -> list[Source]:
+        """Return :meth:`sources` of modules that are so; None where they have to be looked at."""
         known = self.known
-        sight = known.sight if known.sight is not None and known.sight.holds() else None
         if known.count != RemovableHandle.next_id:  # there are other hooks, somewhere
             known.hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
             known.count = RemovableHandle.next_id
@@ -210,10 +223,11 @@ class StageModule:
                     found.append(value)
         return sources_of(found)
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Return parameters, buffers and loose tensors."""
+    def tensors(self, sight: Sight | None = None) -> list[torch.Tensor]:
+        """Return parameters, buffers and loose tensors; of modules that are so, if that is known."""
         if not self.units:
-            return [*self.loose, *self.contents().tensors]
+            contents = self.contents() if sight is None else sight.contents
+            return [*self.loose, *contents.tensors] if self.loose else contents.tensors
         found: list[torch.Tensor | None] = [*self.loose, *gathered_parameters(self.units)]
         for module in self.modules:
             found += module._parameters.values()

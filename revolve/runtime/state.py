@@ -5,7 +5,7 @@ Running a stage again must see the same, and leave no trace.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .exceptions import RecomputeError
 from .generators import Source
 from .likeness import forwarding
 from .refusals import changed_since, changed_within
-from .replay import questions
+from .replay import QUESTIONS
 from .stages import StageModule
 from .tables import NOWHERE, Place, fill
 
@@ -86,7 +86,6 @@ class StageState:
         "before",
         "bumped",
         "changing",
-        "contents",
         "counters",
         "datas",
         "flags",
@@ -110,17 +109,16 @@ class StageState:
         self.late = False
         self.changing = changing
         self.sight = stage.sight()
-        self.contents = self.sight.contents
-        self.steady = self.contents.steady(changing or NOWHERE)
+        self.steady = self.sight.contents.steady(changing or NOWHERE)
         self.versions = [tensor._version for tensor in self.steady]
-        self.loose = [version_of(tensor) for tensor in stage.loose]
-        self.asked = questions()
+        self.loose: Sequence[int] = [version_of(tensor) for tensor in stage.loose] if stage.loose else ()
+        self.asked = QUESTIONS[0]
         self.before = NOTHING
         self.attributes: Attributes | None = None
-        self.held = self.sight.hold()
+        self.held = self.sight.hold() if self.sight.opaque else ()
         self.temporary: Container[int] = NO_KEYS
         self.prepared = False
-        self.datas: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.datas: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
         if changing is None or changing:
             self.copy()
         if changing is None or not self.sight.shared:
@@ -128,11 +126,11 @@ class StageState:
 
     def copy(self) -> None:
         """Copy the buffers that the stage changes."""
-        places = filter(self.stage.is_buffer, self.contents.places()) if self.changing is None else self.changing
+        places = filter(self.stage.is_buffer, self.sight.contents.places()) if self.changing is None else self.changing
         self.before = {
             place: (tensor, tensor.detach().clone())
             for place in places
-            if (tensor := self.contents.tensor_at(place)) is not None
+            if (tensor := self.sight.contents.tensor_at(place)) is not None
         }
 
     def attributes_before(self) -> Attributes:
@@ -142,18 +140,18 @@ class StageState:
         return self.attributes
 
     def still(self) -> bool:
-        """Whether nothing has changed but the buffers that the stage is known to change."""
+        """Whether nothing has changed, flags apart, but the buffers that the stage is known to change."""
         return (
             self.attributes is None
             and [tensor._version for tensor in self.steady] == self.versions
             and (not self.loose or not self.loose_touched())
-            and self.sight.holds()
+            and self.sight.intact()
         )
 
     def moved(self) -> tuple[frozenset[Place], frozenset[Place]]:
         """Return the parameters that have been changed in place, and the buffers that were changed or replaced."""
-        touched = self.contents.touched(self.steady, self.versions)
-        buffers = frozenset(place for place in touched | self.contents.replaced() if self.stage.is_buffer(place))
+        touched = self.sight.contents.touched(self.steady, self.versions)
+        buffers = frozenset(place for place in touched | self.sight.contents.replaced() if self.stage.is_buffer(place))
         return touched - buffers, buffers
 
     def loose_touched(self) -> list[int]:
@@ -180,7 +178,7 @@ class StageState:
             If the stage changed one of its parameters, or a buffer or attribute that earlier runs did not change, so
             that its old value is lost.
         """
-        left = questions() != self.asked
+        left = QUESTIONS[0] != self.asked
         if not left and self.still():
             return self.changing or NOWHERE
         attributes = self.attributes_before().finish(left=left)
@@ -223,7 +221,7 @@ class StageState:
             If a parameter, or a buffer or attribute that the stage does not change, was changed in place.
         """
         loose = self.loose_touched()
-        touched = self.contents.touched(self.steady, self.versions) - (self.changing or NOWHERE)
+        touched = self.sight.contents.touched(self.steady, self.versions) - (self.changing or NOWHERE)
         touched = frozenset(place for place in touched if not self.is_statistic(place))
         touched |= self.attributes_before().touched()
         if touched or loose:
@@ -231,7 +229,7 @@ class StageState:
 
     def __enter__(self) -> StageState:
         """Let parameters, buffers, and what they and modules are told to do, be those of the first run."""
-        if not self.still():
+        if not self.still() or not self.sight.flagged():
             self.prepare()
         elif self.before:
             self.lend()
@@ -253,9 +251,9 @@ class StageState:
             for buffer, data in reversed(self.datas):
                 buffer.data = data
             torch._C._autograd._unsafe_set_version_counter(self.bumped, self.counters)  # other stages look at them
-            self.datas, self.temporary = [], NO_KEYS
-        if not self.contents.intact():  # the stage itself has replaced them
-            self.contents.put_back()
+            self.datas, self.temporary = (), NO_KEYS
+        if not self.sight.contents.intact():  # the stage itself has replaced them
+            self.sight.contents.put_back()
 
     def prepare(self) -> None:
         """Make what is not as in the first run as it was."""
@@ -263,7 +261,7 @@ class StageState:
         self.check()
         if self.before:
             self.lend()
-        self.replaced = None if self.contents.intact() else self.contents.put_back()
+        self.replaced = None if self.sight.contents.intact() else self.sight.contents.put_back()
         self.flags = [module for module, was in self.sight.modules if module.training is not was]
         for module in self.flags:
             module.training = not module.training
@@ -285,7 +283,7 @@ class StageState:
         if self.changing:
             self.take_back()
         if self.replaced is not None:
-            fill(self.contents.tables, self.replaced)
+            fill(self.sight.contents.tables, self.replaced)
         for module in self.flags:
             module.training = not module.training
         toggle(self.toggled)

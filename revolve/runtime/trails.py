@@ -14,7 +14,7 @@ from .executor import Run
 from .glue import writes
 from .program import Program
 from .samples import Arguments, opaque_leaves
-from .saving import Kept, hooked
+from .saving import Kept, Recording
 from .segments import Step
 from .stages import StageModule
 from .state import Habits
@@ -77,7 +77,7 @@ class PlannedTrail:
         self.first.state.loose = self.versions
         number = len(run.packers[self.track.stage].holders)
         try:
-            with self.first.hooks:
+            with self.first:
                 output = forward(*arguments[0], **arguments[1])
         except BaseException:
             self.failed = True
@@ -119,7 +119,7 @@ class PlannedTrail:
         later = isinstance(keep, Encoder) and writes(function, arguments)
         step = self.bind(function, arguments)
         try:
-            with hooked(packer.record(self.run, keep=Kept if keep is None or later else keep)):
+            with Recording(packer, self.run, Kept if keep is None or later else keep):
                 output = function(*arguments[0], **arguments[1])
         except BaseException:
             self.forget(number)
@@ -146,7 +146,7 @@ class PlannedTrail:
             if not self.failed:
                 self.run.receive(self.first, self.track.value)
             self.first.state.loose = self.versions
-            self.first.state.random = self.run.watching.leave(self.first.index)
+            self.first.state.random = self.run.watching.leave(self.track.stage)
             segment.calls = ()
 
     def bind(self, forward: Callable[..., Any], arguments: Arguments) -> Step:
@@ -154,7 +154,7 @@ class PlannedTrail:
         watching = self.run.watching
         step = self.track.bind(self.run.user_modes.bound(forward), arguments)
         self.taken = [(alias, version_of(alias)) for alias in self.track.segment.side[len(self.versions) :]]
-        now = watching.random.read_after(self.behind)
+        now = watching.random.read()
         if now != self.behind:
             if watching.states == self.behind:
                 watching.states = now
@@ -176,7 +176,7 @@ class PlannedTrail:
         self.versions += [version for _, version in self.taken]
         self.carry()
         self.track.note(step, output, module=module)
-        self.behind = self.run.watching.random.read_after(self.behind)
+        self.behind = self.run.watching.random.read()
 
 
 def check_opaque(path: str, arguments: Arguments) -> None:

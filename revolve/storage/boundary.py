@@ -120,11 +120,16 @@ def bytes_of(value: Any, without: Container[int] = ()) -> int:
 
 def version_of(tensor: torch.Tensor) -> int:
     """Return the version counter of a tensor; in-place changes raise it. Inference tensors have none."""
-    return 0 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:
+        if not tensor.is_inference():  # asked last: it takes ten times longer
+            raise
+        return 0
 
 
 def versions_of(value: Any) -> tuple[int, ...]:
     """Return the version counters of a boundary."""
     if isinstance(value, torch.Tensor):
-        return (0 if value.is_inference() else value._version,)
+        return (version_of(value),)
     return tuple([version_of(tensor) for tensor in tensors_of(value)])
