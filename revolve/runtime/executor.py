@@ -85,8 +85,10 @@ class Run:
         self.stages = stages
         self.program = program
         self.habits = habits
-        self.holdings = [stage.holdings() for stage in stages]
-        through = storages_by_key([tensor for tensors, _ in self.holdings for tensor in tensors])
+        holdings = [stage.holdings() for stage in stages]
+        self.tensors = [tensor for tensors, _ in holdings for tensor in tensors]
+        self.sources = [source for _, sources in holdings for source in sources]
+        through = storages_by_key(self.tensors)
         self.packers = [Packer(index, stage.name, through) for index, stage in enumerate(stages)]
         self.states: list[StageState] = []
         self.left = 0  # stages whose first run has come to its end
@@ -113,8 +115,7 @@ class Run:
 
     def begin(self, value: Any, *, apart: bool = False) -> None:
         """Begin the first sweep at the model's input; ``apart`` if anything else happens between stages."""
-        tensors = [tensor for tensors, _ in self.holdings for tensor in tensors]
-        self.devices = devices_of([*tensors_of(value), *tensors])
+        self.devices = devices_of([*tensors_of(value), *self.tensors])
         self.modes = Modes.current(self.devices)
         self.user_modes = UserModes.current()
         self.module_hooks = ModuleHooks.current(self.stages)
@@ -126,9 +127,8 @@ class Run:
         # Other processes, or hooks around the model, would have to take part if stages were looked at again.
         apart = apart or self.enclosing is not None or (distributed.is_available() and distributed.is_initialized())
         drawing: list[bool | None] = [None] * len(self.stages) if apart else self.habits.drawing
-        owned = [source for _, sources in self.holdings for source in sources]
-        del self.holdings
-        self.watching = Watch.over(self.devices, [*self.user_modes.sources(), *owned], drawing)
+        self.watching = Watch.over(self.devices, [*self.user_modes.sources(), *self.sources], drawing)
+        del self.tensors, self.sources
 
     def enter(self, value: Any) -> FirstRun:
         """Open the next stage's first run, on a value."""

@@ -31,7 +31,6 @@ __all__ = [
     "StopRebuild",
 ]
 
-STRIDED = torch.strided
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 
 
@@ -141,8 +140,7 @@ def unpack(packed: Kept | Holder) -> torch.Tensor:
 
 def key_of(tensor: torch.Tensor) -> int:
     """Return the identity of a tensor's storage; of its values' where it is sparse."""
-    storage = tensor.untyped_storage() if tensor.layout is STRIDED else storages_of(tensor)[-1]
-    key: int = storage._cdata
+    key: int = storages_of(tensor)[-1]._cdata
     return key
 
 
@@ -275,7 +273,10 @@ class Recording(Hooks):
     def pack(self, tensor: torch.Tensor) -> Kept | Holder:
         """Return what autograd keeps for a tensor."""
         packer, keep = self.packer, self.keep
-        key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
+        try:
+            key = tensor.untyped_storage()._cdata
+        except NotImplementedError:  # sparse
+            key = key_of(tensor)
         if key in packer.through or key in self.temporary:
             return Kept(tensor)
         holder = Holder(self.owner, packer.stage)
@@ -318,7 +319,10 @@ class Refilling(Hooks):
     def pack(self, tensor: torch.Tensor) -> None:
         """Fill the holder of a tensor."""
         packer, keep = self.packer, self.keep
-        key = tensor.untyped_storage()._cdata if tensor.layout is STRIDED else key_of(tensor)
+        try:
+            key = tensor.untyped_storage()._cdata
+        except NotImplementedError:  # sparse
+            key = key_of(tensor)
         if key in packer.through or key in self.temporary:
             return
         index = self.seen

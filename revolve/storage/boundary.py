@@ -100,9 +100,9 @@ def storages_by_key(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedS
     """Return the storages of some tensors by their identity."""
     found: list[torch.UntypedStorage] = []
     for tensor in tensors:
-        if tensor.layout is STRIDED:
+        try:
             found.append(tensor.untyped_storage())
-        else:
+        except NotImplementedError:  # sparse
             found += storages_of(tensor)
     return {storage._cdata: storage for storage in found}
 
