@@ -2,10 +2,13 @@
 
 A chain of small linear layers runs plainly, with every stage run again by a plan (store every activation, keep
 no saved tensors: the dearest schedule that runs each stage once more), and with ``torch.utils.checkpoint``
-around every layer. Steps alternate; the table shows CPU time of this thread, quickest and median step, per stage
-over the plain step. Running the layer a second time is part of both overheads and shown as well.
+around every layer. The table shows CPU time of this thread, quickest and median step, per stage over the plain step.
+Running the layer a second time is part of both overheads and shown as well.
 
-    python benchmarks/overhead.py [--stages 50] [--repeats 200]
+They take turns. Before each step that is timed there are two of the same model that are not, as in training, where the
+steps of one model follow each other; ``--before 0`` times what each step takes right after those of the others.
+
+    python benchmarks/overhead.py [--stages 50] [--repeats 200] [--before 2]
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=50)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--before", type=int, default=2, metavar="STEPS")
     options = parser.parse_args()
     torch.set_num_threads(1)
     models = [
@@ -90,10 +94,13 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.repeats + 10):
         for name, step in steps.items():
+            for _ in range(options.before):
+                step()
             seconds = timed(step)
             if turn >= 10:
                 times[name].append(seconds)
-    print(f"torch {torch.__version__}, {platform.machine()}, {options.stages} stages, {options.repeats} steps")
+    counts = f"{options.stages} stages, {options.repeats} steps, {options.before} before each"
+    print(f"torch {torch.__version__}, {platform.machine()}, {counts}")
     print("| step | us per stage, quickest | median | over plain, quickest | median |")
     print("|---|---|---|---|---|")
     base = times["plain"]

@@ -290,34 +290,31 @@ class Run:
 
     def advance(self, stage: int) -> None:
         """Perform actions up to the backward of a stage; after a failure the schedule begins anew [10]."""
+        actions, position, cursor = self.actions, self.position, None
         try:
             with self.replay as replay:
-                self.perform(stage, replay)
+                if actions is self.program.whole and not position:
+                    cursor = self.snapshots[0].load()
+                while True:
+                    action = actions[position]
+                    if type(action) is Backward:
+                        if action.index == stage:
+                            self.ready, self.position = stage, position
+                            return
+                        cursor = None
+                        self.packers[action.index].empty()  # [4]
+                    elif type(action) is Load:
+                        cursor = self.snapshots[action.index].load()
+                    elif type(action) is Drop:
+                        del self.snapshots[action.index]
+                    elif type(action) is Store:
+                        self.snapshots[action.index] = self.store(action, cursor)
+                    elif isinstance(action, (Forward, Save, Rebuild)):
+                        cursor = self.run_again(action, cursor, replay)
+                    position += 1
         except BaseException:
             self.restart()
             raise
-
-    def perform(self, stage: int, replay: Replay) -> None:
-        """Perform actions up to the backward of a stage."""
-        actions, position = self.actions, self.position
-        cursor = self.snapshots[0].load() if actions is self.program.whole and not position else None
-        while True:
-            action = actions[position]
-            if type(action) is Backward:
-                if action.index == stage:
-                    self.ready, self.position = stage, position
-                    return
-                cursor = None
-                self.packers[action.index].empty()  # [4]
-            elif type(action) is Load:
-                cursor = self.snapshots[action.index].load()
-            elif type(action) is Drop:
-                del self.snapshots[action.index]
-            elif type(action) is Store:
-                self.snapshots[action.index] = self.store(action, cursor)
-            elif isinstance(action, (Forward, Save, Rebuild)):
-                cursor = self.run_again(action, cursor, replay)
-            position += 1
 
     def refill_alone(self, stage: int) -> None:
         """Fill the holders of one stage from the nearest stored activation [6]."""

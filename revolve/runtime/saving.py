@@ -131,7 +131,7 @@ class Holder:
 def unpack(packed: Kept | Holder) -> torch.Tensor:
     """Return the saved tensor to autograd."""
     if isinstance(packed, Kept):
-        return packed.get()
+        return packed.tensor if packed.tensor._version == packed.version else packed.get()
     kept = packed.kept
     if kept is None or packed.stage < packed.owner.ready:
         kept = packed.owner.fetch(packed)

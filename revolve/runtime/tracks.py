@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from revolve.storage.boundary import cut_tensor, map_tensors, storage_keys, tensors_of, version_of, versions_of
+from revolve.storage.boundary import cut, map_tensors, storage_keys, tensors_of, version_of, versions_of
 
 from .exceptions import RecomputeError
 from .inputs import Inputs
@@ -155,7 +155,7 @@ class Track:
         """Return the tensor that the present stage holds for one from elsewhere, the same for the same."""
         known = self.aliases.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
-            known = self.aliases[id(tensor)] = weakref.ref(tensor), version_of(tensor), cut_tensor(tensor)
+            known = self.aliases[id(tensor)] = weakref.ref(tensor), version_of(tensor), cut(tensor)
             self.segment.side.append(known[2])
             self.inputs.held |= storage_keys(known[2])
         return known[2]

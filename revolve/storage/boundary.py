@@ -77,14 +77,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [tensor for child in children for tensor in tensors_of(child)]
 
 
-def cut_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor outside any graph, requiring a gradient where the original does."""
-    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor.detach()
-
-
 def cut(value: Any) -> Any:
     """Return the same values outside any graph, each requiring a gradient where the original does."""
-    return cut_tensor(value) if isinstance(value, torch.Tensor) else map_tensors(cut_tensor, value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().requires_grad_() if value.requires_grad else value.detach()
+    return map_tensors(cut, value)
 
 
 def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
