@@ -14,13 +14,13 @@ import torch
 from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
 from .allocations import Phase, Tracer
-from .encoding import graph_clock, saves_late
+from .encoding import saves_late
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
 from .isolation import gradients_present
 from .reversal import one_sum, outliving, reverse
-from .saving import Holder, Keep, Kept, Packer, Recording, Refilling, StopRebuild
+from .saving import Holder, Keep, Kept, Packer, Recording, Refilling, StopRebuild, graph_clock
 from .stages import StageModule
 from .state import StageState
 

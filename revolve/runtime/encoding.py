@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
-from torch._C._autograd import _get_sequence_nr
 
 from revolve.schedules.chain import Chain
 from revolve.storage.accounts import Account, Allowance
@@ -18,7 +17,7 @@ from .inputs import Inputs, held_anyway
 from .saving import Content, Holder, Kept
 from .stages import StageModule
 
-__all__ = ["Encoder", "Encoding", "graph_clock", "saves_late"]
+__all__ = ["Encoder", "Encoding", "saves_late"]
 
 # torch's only node that saves a tensor before it is written: a form would hold what was there before.
 LATE = "RreluWithNoiseBackward"
@@ -151,11 +150,8 @@ class Encoding:
         )
 
 
-graph_clock: Callable[[], int] = _get_sequence_nr  # the number that this thread's next node of an autograd graph gets
-
-
 def saves_late(output: Any, since: int) -> bool:
-    """Whether a stage that began at a time of :func:`graph_clock` saves a tensor before it is written."""
+    """Whether a stage saves a tensor before it is written, by its nodes since a time of :data:`graph_clock`."""
     todo = [tensor.grad_fn for tensor in tensors_of(output)]
     seen: set[Any] = set()
     while todo:

@@ -51,7 +51,7 @@ from revolve.storage.dense import DenseSnapshot, Enclosing
 from revolve.storage.shared_forms import FormSnapshot
 
 from .draws import Surprise, Watch
-from .encoding import Encoder, Encoding, graph_clock, saves_late
+from .encoding import Encoder, Encoding, saves_late
 from .exceptions import BudgetWarning, RecomputeError
 from .first_runs import FirstRun
 from .generators import devices_of
@@ -59,7 +59,7 @@ from .modes import Modes
 from .module_hooks import ModuleHooks
 from .program import Program
 from .replay import Replay
-from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, Refilling, StopRebuild
+from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, Refilling, StopRebuild, graph_clock
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
@@ -181,7 +181,8 @@ class Run:
         self.left = index + 1
         if self.watching.drawing[index] is not False:
             state.random = self.watching.leave(index, states)
-        state.late = self.program.stops[index] and saves_late(output, first.start)
+        if self.program.stops[index]:
+            state.late = saves_late(output, max(first.start, first.packer.clock()))
 
     def finish(self, value: Any) -> None:
         """End the first sweep with the model's output."""
@@ -334,7 +335,7 @@ class Run:
             last = packer.last()
             if last < 0:
                 return None
-            if self.program.stops[index] and stage.stops_early and not state.late:
+            if self.program.stops[index] and stage.stops_early and not state.late and last == len(packer.holders) - 1:
                 stop = last
         if state.random:
             replay.draw(state.random)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .glue import Function, Glue, recordable, suspended
+from .glue import Function, Glue, Suspended, recordable
 from .likeness import Likeness, uncompiled
 from .samples import Arguments
 
@@ -174,7 +174,7 @@ class Follower:
 
     def leave(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
         """Run a module beside the chain."""
-        with suspended(self.scope()):
+        with Suspended(self.scope()):
             return forward(*arguments[0], **arguments[1])
 
     def call(self, module: nn.Module, forward: Forward, arguments: Arguments) -> Any:
@@ -182,7 +182,7 @@ class Follower:
         scope = self.scope()
         if scope is None or scope.resting:
             return forward(*arguments[0], **arguments[1])
-        with suspended(scope):
+        with Suspended(scope):
             trail = self.find(scope, module, arguments)
             inside = SCOPES.set(tuple(other for other in SCOPES.get() if other is not scope))
             try:

@@ -69,8 +69,8 @@ class TorchRandom(Owned):
     def read(self) -> bytes:
         """Return the state; as bytes, since as a tensor it would count as training memory."""
         with outside_modes():
-            state: bytes = self.generator.get_state().numpy().tobytes()
-        return state
+            state = self.generator.get_state()
+            return ctypes.string_at(state.data_ptr(), state.nbytes)
 
     def write(self, state: bytes) -> None:
         """Set the state."""

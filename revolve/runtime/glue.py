@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from .samples import Arguments, opaque_leaves
 
-__all__ = ["Function", "Glue", "name_of", "recordable", "suspended", "transforming", "writes"]
+__all__ = ["Function", "Glue", "Suspended", "name_of", "recordable", "transforming", "writes"]
 
 Function = Callable[..., Any]
 
@@ -44,24 +43,35 @@ class Glue(TorchFunctionMode):
         return self.take(func, (args, kwargs or {}))
 
 
-@contextmanager
-def suspended(mode: Glue | None) -> Iterator[None]:
-    """Hand no functions over in this block; other modes stay as they are, also those entered since."""
-    depth = torch._C._len_torch_function_stack()
-    position = next((n for n in reversed(range(depth)) if torch._C._get_function_stack_at(n) is mode), None)
-    if position is None:
-        yield
-        return
-    above = [torch._C._pop_torch_function_stack() for _ in range(depth - position)]
-    try:
-        for other in reversed(above[:-1]):
+class Suspended:
+    """The context in which functions are not handed over to a mode; others stay as they are, also those entered since.
+
+    Parameters
+    ----------
+    mode
+        The mode; nothing is done where it is not active.
+    """
+
+    __slots__ = ("above", "active", "mode")
+
+    def __init__(self, mode: Glue | None) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        depth = torch._C._len_torch_function_stack()
+        positions = reversed(range(depth))
+        position = next((n for n in positions if torch._C._get_function_stack_at(n) is self.mode), depth)
+        self.active = position < depth
+        self.above = [torch._C._pop_torch_function_stack() for _ in range(depth - position)][:-1]
+        for other in reversed(self.above):
             torch._C._push_on_torch_function_stack(other)
-        yield
-    finally:
-        for _ in above[:-1]:
-            torch._C._pop_torch_function_stack()
-        for other in reversed(above):
-            torch._C._push_on_torch_function_stack(other)
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            for _ in self.above:
+                torch._C._pop_torch_function_stack()
+            for other in (self.mode, *reversed(self.above)):
+                torch._C._push_on_torch_function_stack(other)
 
 
 def recordable(function: Function, arguments: Arguments) -> bool:

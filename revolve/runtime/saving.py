@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any, Protocol, Self
 
 import torch
+from torch._C._autograd import _get_sequence_nr
 from torch._C._autograd import _pop_saved_tensors_default_hooks as pop_hooks
 from torch._C._autograd import _push_saved_tensors_default_hooks as push_hooks
 
@@ -29,9 +30,12 @@ __all__ = [
     "Refilling",
     "Shielded",
     "StopRebuild",
+    "graph_clock",
 ]
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
+
+graph_clock: Callable[[], int] = _get_sequence_nr  # the number that this thread's next node of an autograd graph gets
 
 
 class Content(Protocol):
@@ -116,15 +120,18 @@ class Holder:
         Who fills it when it is empty; alive as long as any holder is.
     stage
         Index of its stage.
+    clock
+        When it was made: behind the node that the tensor is saved for.
     kept
         The tensor, or None while the holder is empty.
     """
 
-    __slots__ = ("__weakref__", "kept", "owner", "stage")
+    __slots__ = ("__weakref__", "clock", "kept", "owner", "stage")
 
     def __init__(self, owner: Owner, stage: int) -> None:
         self.owner = owner
         self.stage = stage
+        self.clock = graph_clock()
         self.kept: Content | None = None
 
 
@@ -214,6 +221,17 @@ class Packer:
             if self.holders[position]() is not None:
                 return position
         return -1
+
+    def clock(self) -> int:
+        """Return a time before the node that saves last was made, 0 if none is known: a node of torch's saves few.
+
+        RReLU, the one that this is asked for, saves three at most: its input, its noise and its result.
+        """
+        for reference in self.holders[-4::-1]:
+            holder = reference()
+            if holder is not None:
+                return holder.clock
+        return 0
 
     def empty(self, start: int = 0) -> None:
         """Free what the holders keep, from some position on."""

@@ -73,7 +73,7 @@ class StageState:
     random
         The generators that the stage draws from, each with its state before.
     late
-        Whether it saves a tensor before it is written, as F.rrelu does: it is then never ended at its last one.
+        Whether what it saves last is saved before it is written, as by F.rrelu: it is then never ended there.
     before
         The buffers that the stage changes (may change, until :meth:`finish`), each with a copy of its old value.
     temporary

@@ -75,6 +75,45 @@ def test_a_rebuild_ends_no_earlier_than_the_noise_is_drawn(first):
         assert_same(ours, theirs)
 
 
+class Branching(nn.Module):
+    """Gives what it draws noise for, and something behind it that saves more and is dropped."""
+
+    def forward(self, x):
+        x = functional.rrelu(x, training=True)
+        return x + 1, x.exp().sin().exp().sin().exp().sin()
+
+
+def test_a_rebuild_ends_behind_noise_that_others_follow():
+    ends = []
+
+    class Block(nn.Module):
+        def forward(self, x):
+            x = functional.rrelu(x, training=True).exp().sin().tanh() + 1
+            ends.append(1)
+            return x
+
+    planned, plain = twins(nn.Sequential(nn.Linear(16, 16), Block(), nn.Linear(16, 16)))
+    ours, theirs = (torch.manual_seed(1) and run_step(model, batch()) for model in (planned, plain))
+    assert_same(ours, theirs)
+    assert len(ends) == 3  # plain, in the first run, and for the stage behind, but not in the rebuild
+
+
+class First(nn.Module):
+    """Takes the first of what it is given."""
+
+    def forward(self, pair):
+        return pair[0]
+
+
+def test_a_rebuild_whose_last_tensors_nobody_needs():
+    """What is saved last is then the noise, which the look at the first run's end has not seen."""
+    planned, plain = twins(nn.Sequential(nn.Linear(16, 16), Branching(), First(), nn.Linear(16, 16)))
+    assert planned.forward.given.program.stops[1]
+    for turn in range(2):
+        ours, theirs = (torch.manual_seed(turn) and run_step(model, batch()) for model in (planned, plain))
+        assert_same(ours, theirs)
+
+
 def test_noise_that_is_not_drawn():
     """For positive values RReLU writes its noise, but draws no numbers."""
     planned, plain = twins(nn.Sequential(*(nn.Sequential(nn.Softmax(-1), nn.RReLU()) for _ in range(3))))
