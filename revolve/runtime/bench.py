@@ -19,8 +19,9 @@ from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
 from .isolation import gradients_present
+from .packing import Packer, Recording, Refilling, StopRebuild
 from .reversal import one_sum, outliving, reverse
-from .saving import Holder, Keep, Kept, Packer, Recording, Refilling, StopRebuild, graph_clock
+from .saving import Holder, Keep, Kept, graph_clock
 from .stages import StageModule
 from .state import StageState
 

@@ -57,9 +57,10 @@ from .first_runs import FirstRun
 from .generators import devices_of
 from .modes import Modes
 from .module_hooks import ModuleHooks
+from .packing import Packer, Refilling, StopRebuild
 from .program import Program
 from .replay import Replay
-from .saving import Content, Holder, Keep, Kept, KeptElsewhere, Packer, Refilling, StopRebuild, graph_clock
+from .saving import Content, Holder, Keep, Kept, KeptElsewhere, graph_clock
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState

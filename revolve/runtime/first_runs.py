@@ -8,7 +8,7 @@ from revolve.storage.boundary import versions_of
 
 from .encoding import Encoder, saves_late
 from .exceptions import RecomputeError
-from .saving import Recording
+from .packing import Recording
 from .state import StageState
 
 __all__ = ["FirstRun"]

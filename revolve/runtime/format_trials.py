@@ -19,8 +19,9 @@ from .bench import GENERATOR_BYTES, Bench, extra
 from .encoding import Encoder
 from .inputs import Inputs, held_anyway
 from .isolation import gradients_present
+from .packing import Packer
 from .reversal import one_sum, outliving, reverse
-from .saving import Kept, Packer
+from .saving import Kept
 from .timed_codecs import TimedCodec, count_elsewhere
 
 __all__ = ["measure_format"]

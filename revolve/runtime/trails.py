@@ -12,9 +12,10 @@ from .encoding import Encoder
 from .exceptions import ModelError
 from .executor import Run
 from .glue import writes
+from .packing import Recording
 from .program import Program
 from .samples import Arguments, opaque_leaves
-from .saving import Kept, Recording
+from .saving import Kept
 from .segments import Step
 from .stages import StageModule
 from .state import Habits
