@@ -141,6 +141,13 @@ class Attributes:
                 self.present.append((table, key, table.get(key, MISSING)))
                 put(table, key, self.clones[place].clone() if place in self.clones else before.get(place, MISSING))
 
+    def put_back(self) -> None:
+        """Let them be those of before, for good."""
+        if not self.left:
+            before = self.before()
+            for place in self.changed():
+                put(self.spots.tables[place[0] - self.spots.first], place[1], before.get(place, MISSING))
+
     def leave(self) -> None:
         """Let them be those of now."""
         for entry in self.present:

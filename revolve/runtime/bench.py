@@ -94,6 +94,8 @@ class Bench:
             stops = self.stage.stops_early and not self.late  # as in the executor
             with suppress(StopRebuild), Refilling(packer, Kept, state.temporary, packer.last() if stops else -1):
                 self.stage(cut(value))
+                return
+            state.clear_up()
 
 
 def attributes_of(stage: StageModule) -> list[torch.Tensor]:

@@ -254,13 +254,13 @@ class Run:
         """Follow the schedule for a graph task, all of which runs under the same modes."""
         self.task = task
         settings = self.modes, self.user_modes, self.module_hooks
-        self.replay = Replay([setting for setting in settings if not setting.active()])
+        self.entered = [setting for setting in settings if not setting.active()]
 
     def recover(self, stage: int) -> None:
         """Fill the holders of a stage that the schedule has passed."""
         task = torch._C._current_graph_task_id()
         self.warn(stage)
-        if task != self.task:
+        if task != self.task or task == -1:
             self.restart()
             self.follow(task)
             self.advance(stage)
@@ -294,7 +294,7 @@ class Run:
         """Perform actions up to the backward of a stage; after a failure the schedule begins anew [10]."""
         actions, position, cursor = self.actions, self.position, None
         try:
-            with self.replay as replay:
+            with Replay(self.entered) as replay:
                 if actions is self.program.whole and not position:
                     cursor = self.snapshots[0].load()
                 while True:
@@ -322,7 +322,7 @@ class Run:
         """Fill the holders of one stage from the nearest stored activation [6]."""
         nearest = max(index for index in self.snapshots if index <= stage)
         cursor = self.snapshots[nearest].load()
-        with self.replay as replay:
+        with Replay(self.entered) as replay:
             for index in range(nearest, stage):
                 cursor = self.run_again(Forward(index), cursor, replay)
             self.run_again(Rebuild(stage), cursor, replay)
@@ -348,16 +348,24 @@ class Run:
             output = self.run_into(packer, state, value, keep, stop)
         return None if rebuild else cut(output)
 
-    @staticmethod
-    def run_into(packer: Packer, state: StageState, value: Any, keep: Keep | None, stop: int) -> Any:
+    def run_into(self, packer: Packer, state: StageState, value: Any, keep: Keep | None, stop: int) -> Any:
         """Run a stage in the state of its first run, into its holders; return its output, None if stopped early."""
         with state:
             try:
                 with Refilling(packer, keep, state.temporary, stop) as refilling:
                     output = state.stage(value)
             except StopRebuild:
+                state.clear_up()
+                self.clear_up()
                 return None
             refilling.check()
             if isinstance(keep, Encoder):
                 keep.finish(output, packer.live())
             return output
+
+    def clear_up(self) -> None:
+        """Put back modes and hooks that a stage had set for a while when it was stopped."""
+        if Modes.current(self.devices) != self.modes:
+            self.modes.put_back()
+        if not self.module_hooks.active():
+            self.module_hooks.put_back()

@@ -78,6 +78,15 @@ class Modes:
         """Whether the current modes are the same and need no entering: autocast, which keeps casts, always does."""
         return not self.autocasts and self == Modes.current([torch.device(kind) for kind, _, _ in self.autocast])
 
+    def put_back(self) -> None:
+        """Let these be the modes again, after a function that has set others and was ended before it put them back."""
+        for (get, put), value in zip(SWITCHES, self.switches, strict=True):
+            if get() != value:
+                put(value)
+        for kind, enabled, dtype in self.autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+
     def enter(self, stack: ExitStack) -> None:
         """Enter these modes until ``stack`` closes, where they differ from the current ones."""
         for (get, put), value in zip(SWITCHES, self.switches, strict=True):

@@ -83,6 +83,11 @@ class ModuleHooks:
         held = [(table, self.entries[id(table)][1] if id(table) in self.entries else []) for table in known]
         return [(table, items) for table, items in held if list(table.items()) != items]
 
+    def put_back(self) -> None:
+        """Let these be the hooks again."""
+        for table, items in self.others():
+            put(table, items)
+
     def enter(self, stack: ExitStack) -> None:
         """Let these be the hooks until ``stack`` closes."""
         for table, items in self.others():

@@ -71,14 +71,14 @@ class Replay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.stack is not None:
-            self.stack.close()
-            self.stack = None
-        while self.present:
-            source, state = self.present.popitem()
-            source.write(state)
-        RECOMPUTING.reset(self.token)
-        torch._C._set_grad_enabled(self.previous)
+        try:
+            if self.stack is not None:
+                self.stack.close()
+            for source, state in self.present.items():
+                source.write(state)
+        finally:
+            RECOMPUTING.reset(self.token)
+            torch._C._set_grad_enabled(self.previous)
 
     def draw(self, states: tuple[tuple[Source, Any], ...]) -> None:
         """Set the generators that a stage draws from to what they were before its first run."""

@@ -262,11 +262,9 @@ class StageState:
         if self.before:
             self.lend()
         self.replaced = None if self.sight.contents.intact() else self.sight.contents.put_back()
-        self.flags = [module for module, was in self.sight.modules if module.training is not was]
-        for module in self.flags:
-            module.training = not module.training
-        self.toggled = [tensor for tensor, was in self.sight.leaves if tensor.requires_grad is not was]
-        toggle(self.toggled)
+        self.flags = [(module, not was) for module, was in self.sight.modules if module.training is not was]
+        self.toggled = [(tensor, not was) for tensor, was in self.sight.leaves if tensor.requires_grad is not was]
+        self.put_back_flags()
         attributes.enter()
         self.prepared = True
 
@@ -284,16 +282,31 @@ class StageState:
             self.take_back()
         if self.replaced is not None:
             fill(self.sight.contents.tables, self.replaced)
-        for module in self.flags:
-            module.training = not module.training
-        toggle(self.toggled)
+        for module, now in self.flags:
+            module.training = now
+        require_gradients(self.toggled)
+
+    def put_back_flags(self) -> None:
+        """Let modules be in training mode, and tensors require a gradient, that were and did."""
+        for module, was in self.sight.modules:
+            module.training = was
+        require_gradients(self.sight.leaves)
+
+    def clear_up(self) -> None:
+        """Let modules be as in the first run again, after a run that was ended before it put back what it had set."""
+        if not self.sight.flagged():
+            self.put_back_flags()
+        if not self.sight.contents.intact():
+            self.sight.contents.put_back()
+        if self.attributes is not None or not self.sight.intact():
+            self.attributes_before().put_back()
 
 
-def toggle(tensors: list[torch.Tensor]) -> None:
-    """Let leaves require a gradient that do not, and the other way round; those of a graph keep theirs."""
-    for tensor in tensors:
-        if tensor.is_leaf:
-            tensor.requires_grad = not tensor.requires_grad
+def require_gradients(flags: list[tuple[torch.Tensor, bool]]) -> None:
+    """Let leaves require a gradient or not; tensors of a graph keep what they have."""
+    for tensor, required in flags:
+        if tensor.is_leaf and tensor.requires_grad is not required:
+            tensor.requires_grad = required
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
