@@ -122,7 +122,7 @@ class Recording(Hooks):
         packer, keep = self.packer, self.keep
         try:
             key = tensor.untyped_storage()._cdata
-        except NotImplementedError:  # sparse
+        except NotImplementedError:  # sparse; not in a function for both runs, whose call would cost as much
             key = key_of(tensor)
         if key in packer.through or key in self.temporary:
             return Kept(tensor)
@@ -168,7 +168,7 @@ class Refilling(Hooks):
         packer, keep = self.packer, self.keep
         try:
             key = tensor.untyped_storage()._cdata
-        except NotImplementedError:  # sparse
+        except NotImplementedError:  # sparse; not in a function for both runs, whose call would cost as much
             key = key_of(tensor)
         if key in packer.through or key in self.temporary:
             return
