@@ -5,7 +5,12 @@ revolve gets the measured peak as its budget (and the six kilobytes by which its
 the states of generators, and what the root of backward takes). A second row of each lies half the way from there to
 plain training, where the library has no setting. Plain, the library's and revolve's steps take turns in one process,
 each on a copy of the model; times are medians of the ratios of CPU times in one turn, peaks come from the allocator.
-Gradients exist before each step.
+Gradients exist before each step. A second copy with the library's setting takes turns as well: by how much the two
+differ (the last column) is by how much equal programs differ here.
+
+The process keeps its pages, as allocators of accelerators do. glibc hands them back to the system at thresholds, and
+has them zeroed when they are needed again: one kind of step pays for that and another does not, by the order in which
+it frees (--glibc leaves it so).
 
     python benchmarks/frameworks.py [--models llama timm-resnet50] [--repeats 9]
 
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import importlib
 import os
 import platform
@@ -39,6 +45,7 @@ from revolve.runtime.allocations import trace_allocations
 from revolve.runtime.bench import GENERATOR_BYTES
 from revolve.runtime.measurement import ROOT_BYTES, default_loss
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 RESERVE = ROOT_BYTES + GENERATOR_BYTES
 LENGTH, WORDS, DEPTH, WIDTH = 256, 1000, 8, 256
 SIZES = {
@@ -165,13 +172,16 @@ class Contest:
         plan = self.frontier.plan(budget + RESERVE)
         own = revolve.checkpointed(copy.deepcopy(self.model), plan)
         own_peak = peak_of(own, self.sample)
-        models = {"plain": self.model, "own": own} | ({} if theirs is None else {"theirs": theirs})
+        models = {"plain": self.model, "own": own}
+        if theirs is not None:
+            models |= {"theirs": theirs, "again": copy.deepcopy(theirs)}
         times = alternate({name: partial(step, model, self.sample) for name, model in models.items()}, self.repeats)
         yield "" if theirs is None else f"{median_ratio(times, 'theirs', 'plain') - 1:+.1%}"
         yield f"{own_peak / self.plain_peak:.1%}"
         yield f"{median_ratio(times, 'own', 'plain') - 1:+.1%}"
         yield f"{plan.ratio - 1:+.1%}"
         yield "" if theirs is None else f"{median_ratio(times, 'own', 'theirs'):.3f}"
+        yield "" if theirs is None else f"{median_ratio(times, 'again', 'theirs'):.3f}"
 
 
 def alternate(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -195,20 +205,37 @@ def print_row(cells: tuple[str, ...]) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def keep_pages() -> None:
+    """Let the process keep the memory that it frees.
+
+    Raises
+    ------
+    OSError
+        If the C library is another one than glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1)):
+        raise OSError(
+            "cannot keep pages without glibc's mallopt; pass --glibc to measure with the C library's defaults"
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--glibc", action="store_true", help="leave glibc's thresholds for handing pages back")
     options = parser.parse_args()
+    if not options.glibc:
+        keep_pages()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} thread(s), {options.repeats} repeats")
-    print_row(
-        ("model", "its own", "its peak", "its time", "revolve peak", "revolve time", "planned time", "time ratio")
-    )
-    print_row(("---",) * 8)
+    titles = "model", "its own", "its peak", "its time", "revolve peak", "revolve time", "planned time", "time ratio"
+    print_row((*titles, "its copy's ratio"))
+    print_row(("---",) * 9)
     for name in options.models:
         Contest(name, options.repeats).run()
 

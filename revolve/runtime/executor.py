@@ -101,6 +101,7 @@ class Run:
         self.ready = len(stages)  # the schedule stands just before the backward of this stage
         self.task = -2  # none yet; -1 is a look at saved tensors outside of any backward
         self.lock = RLock()
+        self.busy = False  # a backward pass waits for what it is being filled with
 
     def forward(self, value: Any) -> Any:
         """Run the first sweep [1] and return the model's output."""
@@ -236,19 +237,34 @@ class Run:
         """Return what belongs into a holder, to a backward pass."""
         with self.lock:  # [10]
             stage = holder.stage
-            if stage < self.ready:
-                task = torch._C._current_graph_task_id()
-                if task != self.task or task == -1:
-                    self.follow(task)
-                if self.swept:
-                    self.advance(stage)
-                else:
-                    self.warn(stage)
-            if holder.kept is None:
-                self.recover(stage)
+            if self.busy:
+                raise RecomputeError(
+                    f"stage {self.stages[stage].name!r} is differentiated in the forward of a stage, which cannot be "
+                    "run again (torch.autograd.grad); call revolve.checkpointed on the part of the model that is "
+                    "differentiated there"
+                )
+            self.busy = True
+            try:
+                self.fill(holder)
+            finally:
+                self.busy = False
             if holder.kept is None:
                 raise RecomputeError(f"internal error: a saved tensor of stage {stage} was not rebuilt")
             return holder.kept
+
+    def fill(self, holder: Holder) -> None:
+        """Fill a holder that is empty, or whose stage's turn it is."""
+        stage = holder.stage
+        if stage < self.ready:
+            task = torch._C._current_graph_task_id()
+            if task != self.task or task == -1:
+                self.follow(task)
+            if self.swept:
+                self.advance(stage)
+            else:
+                self.warn(stage)
+        if holder.kept is None:
+            self.recover(stage)
 
     def follow(self, task: int) -> None:
         """Follow the schedule for a graph task, all of which runs under the same modes."""

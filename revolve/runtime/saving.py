@@ -14,6 +14,8 @@ from torch._C._autograd import _push_saved_tensors_default_hooks as push_hooks
 from revolve.storage.boundary import storages_of
 from revolve.storage.dense import Enclosing
 
+from .exceptions import RecomputeError
+
 __all__ = [
     "Content",
     "Emptying",
@@ -124,8 +126,19 @@ class Holder:
         self.kept: Content | None = None
 
 
-def unpack(packed: Kept | Holder) -> torch.Tensor:
-    """Return the saved tensor to autograd."""
+def unpack(packed: Kept | Holder | None) -> torch.Tensor:
+    """Return the saved tensor to autograd.
+
+    Raises
+    ------
+    RecomputeError
+        If it is one of a run that keeps none.
+    """
+    if packed is None:
+        raise RecomputeError(
+            "it runs a backward pass in its own forward (torch.autograd.grad), through tensors that are not kept when "
+            "it is run again; call revolve.checkpointed on the part of the model that is differentiated there"
+        )
     if isinstance(packed, Kept):
         return packed.tensor if packed.tensor._version == packed.version else packed.get()
     kept = packed.kept

@@ -10,7 +10,7 @@ from steps import batch, forgetful_plan, named_chain, perceptron, square, tight_
 from torch import nn
 
 import revolve
-from revolve.runtime.exceptions import PlanMismatch, RecomputeError
+from revolve.runtime.exceptions import BudgetWarning, MeasurementError, PlanMismatch, RecomputeError
 
 
 class Doubling(nn.Module):
@@ -55,6 +55,60 @@ def test_a_stage_that_does_something_else_when_run_again(moods, planner):
     planned, _ = twins(perceptron(lambda: Moody(moods)), planner)
     with pytest.raises(RecomputeError, match=r"stage '\d+' cannot be recomputed: it.*the same each time"):
         square(planned(batch())).backward()
+
+
+class Descending(nn.Module):
+    """Takes a step down a slope of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Linear(16, 16)
+
+    def forward(self, x):
+        height = self.slope(x).tanh().square().sum()
+        (gradient,) = torch.autograd.grad(height, [x], create_graph=True)
+        return x - 0.1 * gradient
+
+
+def test_a_stage_that_is_differentiated_in_its_own_forward():
+    reason = "runs a backward pass in its own forward .*call revolve.checkpointed on the part"
+    with pytest.raises(MeasurementError, match=reason):
+        revolve.measure(perceptron(Descending), batch())
+    for planner in (tight_plan, forgetful_plan):
+        planned, _ = twins(perceptron(Descending), planner)
+        with pytest.raises(RecomputeError, match=reason):
+            square(planned(batch())).backward()
+
+
+class Peeking(nn.Module):
+    """Differentiates, behind the model's back, what an earlier stage has made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+        self.weights = []
+
+    def forward(self, x):
+        (gradient,) = torch.autograd.grad(self.made[-1].sum(), self.weights, retain_graph=True)
+        return x.sin() * gradient.mean()
+
+
+def test_a_stage_that_differentiates_another_one_when_run_again():
+    """It was an endless recursion, from one thread of autograd's into the next."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), Peeking(), nn.Linear(16, 16), nn.Tanh())
+    planned, _ = twins(model)
+    planned[2].weights.append(planned[0].weight)
+
+    def hand_on(module, args, output):
+        if not revolve.is_recomputing():
+            planned[2].made.append(output)
+
+    planned[1].register_forward_hook(hand_on)
+    with pytest.warns(BudgetWarning):
+        loss = square(planned(batch()))
+    with pytest.raises(RecomputeError, match=r"stage '1' is differentiated in the forward of a stage"):
+        loss.backward()
+    assert not revolve.is_recomputing()
 
 
 def test_an_input_changed_between_forward_and_backward():
