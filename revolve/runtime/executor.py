@@ -381,7 +381,7 @@ class Run:
 
     def clear_up(self) -> None:
         """Put back modes and hooks that a stage had set for a while when it was stopped."""
-        if Modes.current(self.devices) != self.modes:
+        if not self.modes.present():
             self.modes.put_back()
         if not self.module_hooks.active():
             self.module_hooks.put_back()

@@ -19,7 +19,6 @@ from revolve.storage.dense import Enclosing
 
 from .exceptions import BudgetWarning, PlanMismatch
 from .following import Follower, Forward, ModuleReference, StandIn
-from .modes import Modes
 from .program import Program
 from .refusals import check_surroundings
 from .runner import abstract
@@ -287,7 +286,7 @@ class PlannedChain(Follower):
     def goes_on(self, trail: Any) -> bool:
         """Whether the modes are still those of the run's beginning, and no call has failed."""
         run = trail.run
-        same = Modes.current(run.devices) == run.modes and Enclosing.current() == run.enclosing
+        same = run.modes.present() and Enclosing.current() == run.enclosing
         return torch.is_grad_enabled() and same and not trail.failed
 
 

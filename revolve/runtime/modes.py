@@ -14,25 +14,27 @@ __all__ = ["Modes"]
 CPU = torch.device("cpu")
 
 
-def deterministic() -> tuple[bool, bool]:
-    """Return whether only deterministic algorithms are allowed, and whether others only warn."""
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-def set_deterministic(value: tuple[bool, bool]) -> None:
-    """Undo or redo :func:`deterministic`."""
-    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
-
-
 def default_device() -> torch.device:
     """Return the default device: another one than the CPU is a mode on torch's stack, which takes long to look at."""
     return torch.get_default_device() if torch._C._len_torch_function_stack() else CPU
 
 
+def set_deterministic(allowed: bool) -> None:
+    """Allow only deterministic algorithms, or all; whether others only warn stays as it is."""
+    torch.use_deterministic_algorithms(allowed, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
+
+
+def set_warn_only(warn: bool) -> None:
+    """Let others than deterministic algorithms only warn, or fail, where they are not allowed."""
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn)
+
+
+# Read by functions of torch._C where those around them, in Python, do no more: this is asked for at every stage.
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
-    (deterministic, set_deterministic),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch._C._get_deterministic_algorithms, set_deterministic),
+    (torch._C._get_deterministic_algorithms_warn_only, set_warn_only),
+    (torch._C._get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
     (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
     (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
@@ -74,9 +76,19 @@ class Modes:
         """Whether autocast is on anywhere."""
         return any(enabled for _, enabled, _ in self.autocast)
 
+    def present(self) -> bool:
+        """Whether these are the modes of now."""
+        for (get, _), value in zip(SWITCHES, self.switches, strict=True):
+            if get() != value:
+                return False
+        for kind, enabled, dtype in self.autocast:
+            if torch.is_autocast_enabled(kind) is not enabled or torch.get_autocast_dtype(kind) is not dtype:
+                return False
+        return torch.is_autocast_cache_enabled() is self.cache and default_device() == self.device
+
     def active(self) -> bool:
-        """Whether the current modes are the same and need no entering: autocast, which keeps casts, always does."""
-        return not self.autocasts and self == Modes.current([torch.device(kind) for kind, _, _ in self.autocast])
+        """Whether these are the modes of now and need no entering: autocast, which keeps casts, always does."""
+        return not self.autocasts and self.present()
 
     def put_back(self) -> None:
         """Let these be the modes again, after a function that has set others and was ended before it put them back."""

@@ -294,12 +294,13 @@ class StageState:
 
     def clear_up(self) -> None:
         """Let modules be as in the first run again, after a run that was ended before it put back what it had set."""
+        if self.attributes is None and self.sight.holds():
+            return
         if not self.sight.flagged():
             self.put_back_flags()
         if not self.sight.contents.intact():
             self.sight.contents.put_back()
-        if self.attributes is not None or not self.sight.intact():
-            self.attributes_before().put_back()
+        self.attributes_before().put_back()
 
 
 def require_gradients(flags: list[tuple[torch.Tensor, bool]]) -> None:

@@ -39,10 +39,11 @@ def map_tensors(function: Callable[[Any], Any], value: Any, kind: type | tuple[t
         return function(value)
     if type(value) in ATOMS:
         return value
-    if type(value) is tuple:
-        return tuple([map_tensors(function, child, kind) for child in value])
+    if type(value) is tuple:  # here and in dicts the leaves are not left to another call: arguments have mostly these
+        return tuple([function(c) if isinstance(c, kind) else map_tensors(function, c, kind) for c in value])
     if type(value) is dict:
-        return {key: map_tensors(function, child, kind) for key, child in value.items()}
+        items = value.items()
+        return {k: function(c) if isinstance(c, kind) else map_tensors(function, c, kind) for k, c in items}
     node = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
     if node is not None:  # level by level, since a tree map leaves reference cycles behind that hold the tensors
         children, context = node.flatten_fn(value)
