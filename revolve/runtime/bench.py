@@ -206,7 +206,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
             apart, kept_output = apart | kept_output, set()
         apart_bytes = bytes_of((value, output), storage_keys((value, output)) - apart)
         again_bytes = bytes_of(output) - bytes_of(output, (saved & storage_keys(output)) - counted - own - inputs)
-        target, staying = one_sum(output), outliving(bench.stage, output, last=not bench.later)
+        target, staying = one_sum(output), outliving(bench.stage, output, inputs - own, last=not bench.later)
         del output
         tracer.mark()
         if target is not None:

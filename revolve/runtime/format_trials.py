@@ -116,7 +116,7 @@ class ModeTrial:
             self.again_bytes = bytes_again(packer, output, storage_keys(given) | keys | own)
             self.late_bytes = bytes_of((leaf, output)) if bench.late else 0  # not in the format, as the chain has it
             self.gradient_bytes = bytes_of([t for t in tensors_of(output) if t.requires_grad])
-            target, _staying = one_sum(output), outliving(bench.stage, output, last=not bench.later)
+            target, _staying = one_sum(output), outliving(bench.stage, output, keys - own, last=not bench.later)
             del output, given, shared, inside
             tracer.mark()
             if target is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from revolve.storage.boundary import cut, tensors_of
+from revolve.storage.boundary import bytes_of, cut, storage_keys, tensors_of
 
 from .stages import StageModule
 
@@ -29,14 +29,16 @@ def reverse(
         torch.autograd.backward(roots, gradients, inputs=inputs)
 
 
-def outliving(stage: StageModule, output: Any, *, last: bool) -> list[Any]:
+def outliving(stage: StageModule, output: Any, inputs: set[int], *, last: bool) -> list[Any]:
     """Return a list that holds what outlives a stage's backward in a step, to be dropped behind it.
 
-    That is the output of the ``last`` stage where the caller has it, and gradients that are parts of others: they come
-    into the list when the backward runs.
+    That is the output of the ``last`` stage where the caller has it, and gradients that others have as well, or that
+    are parts of others: they come into the list when the backward runs. Where the stage passes on as many bytes of its
+    ``inputs`` (by identity), it is the gradient of those, which is there in any case.
     """
+    passed = bytes_of([t for t in tensors_of(output) if t.requires_grad and storage_keys(t) <= inputs])
     staying: list[Any] = [cut(output)] if last and stage.output_stays else []
     for tensor in stage.shared(output):
-        if tensor.requires_grad:
+        if tensor.requires_grad and tensor.nbytes > passed:
             tensor.register_hook(staying.append)
     return staying

@@ -62,8 +62,11 @@ class Surroundings(NamedTuple):
     @property
     def leaps(self) -> bool:
         """Whether a stage makes anything that is held for later ones."""
-        segments = [function for stage in self.stages for function in stage.functions if isinstance(function, Segment)]
-        return any(segment.held for segment in segments)
+        return any(segment.held for index in range(len(self.stages)) for segment in self.segments(index))
+
+    def segments(self, index: int) -> list[Segment]:
+        """Return the functions of a stage that call modules as the model does."""
+        return [function for function in self.stages[index].functions if isinstance(function, Segment)]
 
     def around(self, chain: Chain) -> Chain:
         """Return a chain with the peaks and times of a whole step."""
@@ -150,7 +153,9 @@ class Surroundings(NamedTuple):
         if mark not in self.phases:
             return 0
         output = self.output_in(chain, mark) if saved else chain.activation_bytes(len(chain))
-        gradient = self.gradients.get(index, 0) + chain.stages[index].passed_bytes  # that of what it carries is there
+        gradient = self.gradients.get(index, 0)
+        if not any(segment.shared for segment in self.segments(index)):
+            gradient += chain.stages[index].passed_bytes  # that of what it carries is there as well, not the same one
         gradient = min(chain.activation_bytes(index + 1), gradient)
         return max(0, self.phases[mark].end - gradient - output)
 

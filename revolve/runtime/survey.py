@@ -111,7 +111,6 @@ def run_step(model: nn.Module, surveyor: Surveyor, arguments: Arguments, loss: C
         output = model(*arguments[0], **arguments[1])
         surveyor.mark("returned", 0)
         _result = run_loss(loss, output)
-        surveyor.remains.look_back()
         surveyor.mark("done", 0)
 
 

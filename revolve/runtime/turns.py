@@ -34,8 +34,6 @@ class Turn:
         Of the tensors in the call's output that hang on the inputs.
     reached
         Those of them that got a gradient.
-    gradient
-        The storage of the only one, where the backward begins with it as it is.
     """
 
     surveyor: Surveyor
@@ -45,7 +43,6 @@ class Turn:
     made: int
     positions: Sequence[int] = ()
     reached: Sequence[int] = ()
-    gradient: Storage | None = None
 
     def apply(self, output: Any, passed: Mapping[int, torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
         """Return an output whose tensors hang on the inputs by a detour, where they require a gradient."""
@@ -62,7 +59,6 @@ class Turn:
     def reverse(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Return zeros for the inputs."""
         surveyor = self.surveyor
-        surveyor.remains.look_back()
         self.reached = [position for position, g in zip(self.positions, gradients, strict=True) if g is not None]
         if self.number in surveyor.ends:
             stage = surveyor.ends[self.number]
@@ -73,9 +69,8 @@ class Turn:
             copied = [g for g in given if summed or not is_dense(g)]
             surveyor.copies[stage] = leaks + sum(g.nbytes for g in copied)
             surveyor.gradients[stage] = sum(g.nbytes for g in given)
-            if given and not copied:
-                self.gradient = weakref.ref(storages_of(given[0])[-1])
-                surveyor.remains.turned = self
+            if given and not copied and held_elsewhere(given[0]):
+                surveyor.remains.shared.add((self.stage, self.made + self.reached[0]))
             surveyor.mark("back", stage)
             if stage == len(surveyor.stages) - 1:
                 surveyor.remains.output_stays = surveyor.remains.output_bytes() > 0
@@ -100,15 +95,13 @@ class Remains:
     output_stays
         Whether any of it is alive when the last stage's backward begins.
     shared
-        Stage and number of the tensors whose gradients outlive the backward of their stage, as parts of others.
-    turned
-        Whose backward came last, of those whose gradient may do so.
+        Stage and number of the tensors whose gradients the backward of their stage does not free: they are those of
+        others as well (of what is added to its output), or parts of others.
     """
 
     output: list[tuple[Storage, int]] = field(default_factory=list)
     output_stays: bool = True
     shared: set[tuple[int, int]] = field(default_factory=set)
-    turned: Turn | None = None
 
     def take(self, output: Any) -> None:
         """Note the last stage's output."""
@@ -118,8 +111,10 @@ class Remains:
         """Return the bytes of the last stage's output that are alive."""
         return sum(size for storage, size in self.output if storage() is not None)
 
-    def look_back(self) -> None:
-        """Note whether the gradient that the last backward began with is still there."""
-        turned, self.turned = self.turned, None
-        if turned is not None and turned.gradient is not None and turned.gradient() is not None:
-            self.shared.add((turned.stage, turned.made + turned.reached[0]))
+
+def held_elsewhere(gradient: torch.Tensor) -> bool:
+    """Whether the memory of a gradient that a backward was given stays when that lets it go."""
+    base = gradient._base
+    own = [gradient] if base is None else [gradient, base]
+    users = torch._C._storage_Use_Count(storages_of(gradient)[-1]._cdata)  # one more for Python's
+    return users > len(own) + 1 or any(tensor._use_count() > 1 for tensor in own)

@@ -60,6 +60,35 @@ class Listing(nn.Module):
         return self.down(torch.tanh(self.up(given[-1])))
 
 
+class Wide(nn.Module):
+    """Takes its most memory at the end, where its backward begins."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.down(nn.functional.gelu(self.up(x)).unflatten(-1, (-1, x.shape[-1])).mean(-2))
+
+
+class Residual(nn.Module):
+    """Adds to what each layer gives what it takes: the two have one gradient."""
+
+    def __init__(self, norm, depth):
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 64), nn.Linear(64, 8)
+        self.layers, self.norms = (
+            nn.ModuleList(Wide() for _ in range(depth)),
+            nn.ModuleList(norm() for _ in range(depth)),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(layer(x) + x)
+        return self.head(x)
+
+
 ROWS, SIGNALS = (torch.randn(*size, generator=torch.Generator().manual_seed(1)) for size in ((128, 64), (4, 8, 256)))
 
 CASES = {
@@ -69,6 +98,8 @@ CASES = {
     "an output that the model adds to": (lambda: Tailed(Rectified, "sum"), SIGNALS),
     "the gradient of a sum": (lambda: Tailed(Squashed, ""), torch.cat([ROWS] * 4)),
     "a generator read beside a list": (Listing, ROWS),
+    "the gradient of a skip": (lambda: Residual(lambda: nn.LayerNorm(64), 1), torch.cat([ROWS] * 4)),
+    "the gradient of several skips": (lambda: Residual(nn.Tanh, 3), torch.cat([ROWS] * 4)),
 }
 
 
