@@ -6,7 +6,8 @@ The rules, cited as [n] in code and tests:
     model; only saved-tensor hooks are added. A stage that the schedule saves keeps its saved tensors
     in holders; for any other stage the holders are empty. Parameters and buffers pass through.
 [2] When backward unpacks a holder of stage i, the schedule advances to just before ``backward i``.
-    Stages are run again there, with the gradient of what lies behind them at hand, never earlier.
+    Stages are run again there, with the gradient of what lies behind them at hand, never earlier. Nor later: where the
+    stage's output is made by functions that save nothing, their node says that its backward begins.
 [3] The graph owns the holders and the holders own the run: when a node is released its tensors are,
     and when the graph is dropped nothing of the run is left. The run itself refers to holders weakly.
 [4] Passing ``backward i`` empties what is left in the holders of stage i (retain_graph).
@@ -64,6 +65,7 @@ from .saving import Content, Holder, Keep, Kept, KeptElsewhere, graph_clock
 from .sharding import gathered_for
 from .stages import StageModule
 from .state import Habits, StageState
+from .tails import announce
 from .user_modes import UserModes
 
 __all__ = ["Run"]
@@ -185,6 +187,8 @@ class Run:
             state.random = self.watching.leave(index, states)
         if self.program.stops[index]:
             state.late = saves_late(output, max(first.start, first.packer.clock()))
+        if index in self.program.prepared and self.habits.tailed[index] is not False:
+            self.habits.tailed[index] = announce(self, first.packer, output)
 
     def finish(self, value: Any) -> None:
         """End the first sweep with the model's output."""
@@ -252,17 +256,31 @@ class Run:
                 raise RecomputeError(f"internal error: a saved tensor of stage {stage} was not rebuilt")
             return holder.kept
 
+    def reach(self, stage: int) -> None:
+        """Advance to a stage whose backward begins."""
+        with self.lock:  # [10]
+            if not self.busy and self.swept and stage < self.ready and self.packers[stage].last() >= 0:
+                self.busy = True
+                try:
+                    self.go_on(stage)
+                finally:
+                    self.busy = False
+
+    def go_on(self, stage: int) -> None:
+        """Advance to a stage, in the graph task of now."""
+        task = torch._C._current_graph_task_id()
+        if task != self.task or task == -1:
+            self.follow(task)
+        if self.swept:
+            self.advance(stage)
+        else:
+            self.warn(stage)
+
     def fill(self, holder: Holder) -> None:
         """Fill a holder that is empty, or whose stage's turn it is."""
         stage = holder.stage
         if stage < self.ready:
-            task = torch._C._current_graph_task_id()
-            if task != self.task or task == -1:
-                self.follow(task)
-            if self.swept:
-                self.advance(stage)
-            else:
-                self.warn(stage)
+            self.go_on(stage)
         if holder.kept is None:
             self.recover(stage)
 

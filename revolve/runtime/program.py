@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
-from revolve.schedules.actions import Action, Forward, Load, Loss, Rebuild, Save
+from revolve.schedules.actions import Action, Backward, Forward, Load, Loss, Rebuild, Save
 from revolve.schedules.chain import Chain
 from revolve.schedules.plans import Plan
 from revolve.storage.codecs import codec_named
@@ -27,6 +28,8 @@ class Program:
         For each stage its run in the sweep.
     rest
         Actions after it.
+    prepared
+        The stages before whose backward something is done since the one before.
     stops
         For each stage whether a rebuild ends at its last saved tensor: where one is planned and takes less time than a
         forward.
@@ -43,6 +46,7 @@ class Program:
     sweep: tuple[Action, ...]
     runs: tuple[Forward | Save, ...]
     rest: tuple[Action, ...]
+    prepared: frozenset[int]
     stops: tuple[bool, ...]
     chain: Chain
     slack: int | None
@@ -76,9 +80,15 @@ class Program:
                 "use a schedule whose first sweep runs every stage once"
             )
         rebuilt = {action.index for action in plan.actions if isinstance(action, Rebuild)}
+        rest = plan.actions[turn + 1 :]
+        prepared = frozenset(
+            action.index
+            for before, action in pairwise(rest)
+            if isinstance(action, Backward) and not isinstance(before, Backward)
+        )
         stops = tuple(i in rebuilt and stage.rebuild < stage.forward for i, stage in enumerate(plan.chain.stages))
         slack = None if plan.budget is None else plan.budget - plan.peak
         formats = tuple(name for name in plan.formats() if name != "dense")
         for name in formats:
             codec_named(name)  # a format that does not exist is an error now, not in the step
-        return cls(sweep, runs, plan.actions[turn + 1 :], stops, plan.chain, slack, formats, plan.plain)
+        return cls(sweep, runs, rest, prepared, stops, plan.chain, slack, formats, plan.plain)

@@ -40,6 +40,8 @@ class Habits:
         are known.
     drawing
         For each stage whether it was seen to draw random numbers, None before it is known.
+    tailed
+        For each stage whether its output is made by functions that save nothing, None before it is known.
     warned
         Whether it was said that a backward pass left the plan.
     strained
@@ -49,6 +51,7 @@ class Habits:
     def __init__(self, length: int) -> None:
         self.changing: list[frozenset[Place] | None] = [None] * length
         self.drawing: list[bool | None] = [None] * length
+        self.tailed: list[bool | None] = [None] * length
         self.warned = False
         self.strained = False
 

@@ -117,4 +117,4 @@ def held_elsewhere(gradient: torch.Tensor) -> bool:
     base = gradient._base
     own = [gradient] if base is None else [gradient, base]
     users = torch._C._storage_Use_Count(storages_of(gradient)[-1]._cdata)  # one more for Python's
-    return users > len(own) + 1 or any(tensor._use_count() > 1 for tensor in own)
+    return users > len(own) + 1 or any(tensor._use_count() > 1 for tensor in own)  # type: ignore[attr-defined]
