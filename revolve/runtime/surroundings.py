@@ -116,9 +116,9 @@ class Surroundings(NamedTuple):
         return start, max(0, max(peaks, default=0) + chain.loss_extra - held - following)
 
     def behind(self) -> list[tuple[str, int]]:
-        """Return the marks of the phases from the last stage's end to its backward."""
-        back = ("back", len(self.stages) - 1)
-        return [("returned", 0), back if back in self.phases else ("done", 0)]
+        """Return the marks of the phases from the last stage's end to the backward of the last that gets a gradient."""
+        reached = [index for kind, index in self.phases if kind == "back"]
+        return [("returned", 0), ("back", max(reached)) if reached else ("done", 0)]
 
     def output_in(self, chain: Chain, mark: tuple[str, int]) -> int:
         """Return the bytes in a phase of what the chain counts as its output, to the end of the step."""

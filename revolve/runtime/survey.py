@@ -312,7 +312,10 @@ class SurveyTrail:
         return output
 
     def end(self) -> None:
-        """Do nothing: whether all was called is asked later."""
+        """Note what the model has returned or holds: no gradient may come to it, but it keeps its graph."""
+        places = [place for place in self.track.places.values() if place.stage >= 0]
+        held = [place for place in places if (tensor := place.reference()) is not None and tensor.requires_grad]
+        self.leaving |= {(place.stage, place.number) for place in held}
 
     def run(self, forward: Callable[..., Any], arguments: Arguments, given: Arguments) -> Any:
         """Run a call that keeps nothing; the first time, see how the gradients lie that its backward gives."""

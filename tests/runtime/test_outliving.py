@@ -116,3 +116,32 @@ def test_budgets_hold_what_outlives_a_stage(name, formats):
         report = revolve.verify(planned, x, repeats=1)
         assert report.exact, report.differences
         assert report.measured_peak <= plan.peak
+
+
+class Branching(nn.Module):
+    """Returns two results."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.stem, self.head = nn.Linear(width, width), nn.Linear(width, width)
+        self.branch = nn.Sequential(*(Squashed(width) for _ in range(3)))
+
+    def forward(self, x):
+        x = self.stem(x)
+        other = self.branch(x)
+        return self.head(torch.tanh(x)), other
+
+
+def test_budgets_hold_a_result_that_no_gradient_comes_to():
+    torch.manual_seed(0)
+    model = Branching()
+
+    def loss(output):
+        return output[0].square().mean()
+
+    frontier = revolve.solve(revolve.measure(model, ROWS, loss))
+    for share in (0, 0.3, 0.7):
+        plan = frontier.plan(int(frontier.smallest + share * (frontier.plain - frontier.smallest)))
+        report = revolve.verify(revolve.checkpointed(copy.deepcopy(model), plan), ROWS, loss, repeats=1)
+        assert report.exact, report.differences
+        assert report.measured_peak <= plan.peak
