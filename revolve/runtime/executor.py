@@ -188,7 +188,7 @@ class Run:
         if self.program.stops[index]:
             state.late = saves_late(output, max(first.start, first.packer.clock()))
         if index in self.program.prepared and self.habits.tailed[index] is not False:
-            self.habits.tailed[index] = announce(self, first.packer, output)
+            self.habits.tailed[index] = announce(self, first.packer, output, first.start)
 
     def finish(self, value: Any) -> None:
         """End the first sweep with the model's output."""

@@ -31,7 +31,7 @@ from .segments import Slot
 from .stages import StageModule
 from .surroundings import Surroundings
 from .tracks import Track
-from .turns import Remains, Turn
+from .turns import Remains, Turn, users_alone
 from .user_modes import UserModes
 
 __all__ = ["survey"]
@@ -70,6 +70,7 @@ def survey(
     ModelError
         If the model does not call its stages once each, in order.
     """
+    users_alone()  # known before anything is traced
     first, traced, timed = (Surveyor(model, stages, device, carries=carries) for _ in range(3))
     run_step(model, first, arguments(), loss)
     trail = first.trail()

@@ -23,11 +23,12 @@ class Reached(Protocol):
         """Advance to a stage."""
 
 
-def announce(run: Reached, packer: Packer, output: Any) -> bool:
-    """Let the nodes that make a stage's output, and save nothing, say when its backward begins.
+def announce(run: Reached, packer: Packer, output: Any, start: int) -> bool:
+    """Let the node that makes a stage's output, if it saves nothing, say when the stage's backward begins.
 
-    They are behind all that it saves; or its output is a view, whose node is made before what is saved when it is
-    written in place. They refer to the run weakly: whoever holds the output holds them [3].
+    It is behind all that the stage saves; or the output is a view, whose node is made before what is saved when that is
+    written in place. It refers to the run weakly: whoever holds the output holds it [3]. Where a stage makes several
+    tensors none says so: the backward of one may need nothing of what is saved for another.
 
     Parameters
     ----------
@@ -35,21 +36,26 @@ def announce(run: Reached, packer: Packer, output: Any) -> bool:
         Is told.
     packer, output
         The stage's saved tensors, and its output.
+    start
+        When the stage began, by the numbers of the graph's nodes.
 
     Returns
     -------
     bool
-        Whether there are any.
+        Whether there is such a node.
     """
     last = packer.last()
     holder = packer.holders[last]() if last >= 0 else None
     if holder is None:
         return False
-    made = [(tensor.grad_fn, tensor._is_view()) for tensor in tensors_of(output) if tensor.grad_fn is not None]
-    nodes = {node for node, view in made if view or node._sequence_nr() >= holder.clock}
-    for node in nodes:
-        node.register_prehook(partial(tell, weakref.ref(run), packer.stage))
-    return bool(nodes)
+    made = [tensor for tensor in tensors_of(output) if tensor.grad_fn and tensor.grad_fn._sequence_nr() >= start]
+    if len(made) != 1:
+        return False
+    node = made[0].grad_fn
+    if node is None or (node._sequence_nr() < holder.clock and not made[0]._is_view()):
+        return False
+    node.register_prehook(partial(tell, weakref.ref(run), packer.stage))
+    return True
 
 
 def tell(run: weakref.ref[Reached], stage: int, gradients: Sequence[torch.Tensor | None]) -> None:

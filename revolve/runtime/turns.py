@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,13 @@ import torch
 from revolve.storage.boundary import map_tensors, storages_by_key, storages_of, tensors_of
 
 from .detours import Detour, is_dense
+from .generators import outside_modes
 from .gradients import GradientLayout
 
 if TYPE_CHECKING:
     from .survey import Surveyor
 
-__all__ = ["Remains", "Turn"]
+__all__ = ["Remains", "Turn", "users_alone"]
 
 Storage = weakref.ref[torch.UntypedStorage]
 
@@ -112,9 +114,36 @@ class Remains:
         return sum(size for storage, size in self.output if storage() is not None)
 
 
+class Counting(torch.autograd.Function):
+    """Counts who uses the gradient that it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: list[int], x: torch.Tensor) -> torch.Tensor:
+        """Return a copy."""
+        ctx.counts = counts
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Return the gradient, counted."""
+        ctx.counts.append(gradients[0]._use_count())
+        return None, gradients[0]
+
+
+@cache
+def users_alone() -> int:
+    """Return how often torch counts a gradient as used that only the backward has which was given it."""
+    counts: list[int] = []
+    with torch.enable_grad(), outside_modes():
+        made = Counting.apply(counts, torch.zeros(2, requires_grad=True))  # type: ignore[no-untyped-call]
+        (made * 2).sum().backward()
+    return counts[0]
+
+
 def held_elsewhere(gradient: torch.Tensor) -> bool:
     """Whether the memory of a gradient that a backward was given stays when that lets it go."""
     base = gradient._base
     own = [gradient] if base is None else [gradient, base]
     users = torch._C._storage_Use_Count(storages_of(gradient)[-1]._cdata)  # one more for Python's
-    return users > len(own) + 1 or any(tensor._use_count() > 1 for tensor in own)  # type: ignore[attr-defined]
+    shared = gradient._use_count() > users_alone()  # type: ignore[attr-defined]
+    return shared or users > len(own) + 1 or (base is not None and base._use_count() > 1)  # type: ignore[attr-defined]
