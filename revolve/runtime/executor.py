@@ -60,6 +60,7 @@ from .modes import Modes
 from .module_hooks import ModuleHooks
 from .packing import Packer, Refilling, StopRebuild
 from .program import Program
+from .refusals import differentiated_within
 from .replay import Replay
 from .saving import Content, Holder, Keep, Kept, KeptElsewhere, graph_clock
 from .sharding import gathered_for
@@ -242,11 +243,7 @@ class Run:
         with self.lock:  # [10]
             stage = holder.stage
             if self.busy:
-                raise RecomputeError(
-                    f"stage {self.stages[stage].name!r} is differentiated in the forward of a stage, which cannot be "
-                    "run again (torch.autograd.grad); call revolve.checkpointed on the part of the model that is "
-                    "differentiated there"
-                )
+                raise differentiated_within(self.stages[stage].name)
             self.busy = True
             try:
                 self.fill(holder)

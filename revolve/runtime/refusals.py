@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from .exceptions import ModelError, RecomputeError
 from .likeness import UNCOMPILED
 
-__all__ = ["changed_since", "changed_within", "check_surroundings"]
+__all__ = ["changed_since", "changed_within", "check_surroundings", "differentiated_within"]
 
 COPY = (
     "where the model's own forward reads and changes it, let it read a copy (buffer.clone()), or do both in one "
@@ -56,4 +56,12 @@ def changed_since(stage: str, what: str, *, taken: bool) -> RecomputeError:
     return RecomputeError(
         f"stage {stage!r} cannot be run again: {what} has been changed in place since the forward pass; "
         f"change parameters and buffers (optimizer.step()) after backward{f'; {COPY}' if taken else ''}"
+    )
+
+
+def differentiated_within(stage: str) -> RecomputeError:
+    """Return the error for a stage that another one, run again, differentiates in its own forward."""
+    return RecomputeError(
+        f"stage {stage!r} is differentiated in the forward of a stage, which cannot be run again "
+        "(torch.autograd.grad); call revolve.checkpointed on the part of the model that is differentiated there"
     )

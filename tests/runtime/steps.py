@@ -152,3 +152,14 @@ class Counted(nn.Module):
         else:
             self.first += 1
         return self.body(x)
+
+
+def assert_budgets_hold(
+    model: nn.Module, x: Any, frontier: Any, shares: tuple[float, ...], loss: Any = None, *, exact: bool = True
+) -> None:
+    """Plans of budgets between the least one (share 0) and plain training's peak (1) keep theirs, bit for bit."""
+    for share in shares:
+        plan = frontier.plan(int(frontier.smallest + share * (frontier.plain - frontier.smallest)))
+        report = revolve.verify(revolve.checkpointed(copy.deepcopy(model), plan), x, loss, repeats=1)
+        assert report.exact or not exact, report.differences
+        assert report.measured_peak <= plan.peak
