@@ -25,9 +25,19 @@ def eligible(tensor: torch.Tensor) -> bool:
     """Whether a tensor's storage can be encoded: plain strided elements that exist, with no conjugation to be done."""
     kind = type(tensor)
     plain = (kind is torch.Tensor or kind is torch.nn.Parameter) and not tensor.is_meta
-    return (
-        plain and tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference())
-    )
+    if not plain or tensor.layout is not torch.strided:
+        return False
+    return not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference() or is_piece(tensor))
+
+
+def is_piece(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of several results that a function has put into one storage, such as ``unsafe_chunk``'s.
+
+    Each has versions of its own, which do not tell whether another has been written since the storage was encoded: the
+    gates of a GRU are written one after the other.
+    """
+    owner = tensor if tensor._base is None else tensor._base
+    return not owner.is_leaf and owner.nbytes < owner.untyped_storage().nbytes()
 
 
 def flat_of(tensor: torch.Tensor) -> torch.Tensor:
