@@ -11,13 +11,11 @@ from torch import nn
 
 from revolve.runtime.exceptions import MeasurementError, ModelError
 from revolve.runtime.following import StandIn
-from revolve.runtime.instrumentation import checkpointed
+from revolve.runtime.instrumentation import checkpointed, fitting_plan
 from revolve.runtime.linearization import linearize
 from revolve.runtime.memory import free_bytes
-from revolve.runtime.profiling import measure
 from revolve.runtime.samples import Arguments
 from revolve.runtime.stages import is_plain_sequential
-from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
 from revolve.schedules.units import parse_bytes
 
@@ -67,7 +65,7 @@ def plan_module(
     """
     limit = parse_bytes(budget, free_bytes(module))
     coverage = linearize(module, sample).coverage
-    plan = solve(measure(module, sample, loss, formats=formats), formats, tolerance="auto").plan(limit)
+    plan = fitting_plan(module, sample, limit, loss, formats)
     checkpointed(module, plan)
     return PlannedModule(plan, coverage)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar, NamedTuple
@@ -18,14 +18,25 @@ from .encoding import saves_late
 from .exceptions import MeasurementError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instruments import instruments
-from .isolation import gradients_present
+from .isolation import gradients_present, leaves_kept
 from .packing import Packer, Recording, Refilling, StopRebuild
 from .reversal import one_sum, outliving, reverse
 from .saving import Holder, Keep, Kept, graph_clock
 from .stages import StageModule
 from .state import StageState
 
-__all__ = ["Bench", "Sizes", "Trial", "extra", "step_clock", "time_loss", "time_stages", "try_loss", "try_stage"]
+__all__ = [
+    "Bench",
+    "Sizes",
+    "Trial",
+    "clear_gradients",
+    "extra",
+    "step_clock",
+    "time_loss",
+    "time_stages",
+    "try_loss",
+    "try_stage",
+]
 
 # Passes over the chain: many for short chains, whose times are noisy, few for long ones.
 FEW, SOME, MANY = 3, 5, 15
@@ -33,6 +44,10 @@ SHORT, LONG = 0.5, 30.0  # seconds
 
 # Between two runs the executor reads the state of the CPU's generator, as a tensor of 5056 bytes.
 GENERATOR_BYTES = 5056
+
+# ``backward()`` holds the gradient of the loss, a scalar, to the end, and the caller may hold scalars of
+# his own; allocators round a scalar up to 512 bytes at most.
+ROOT_BYTES = 1024
 
 
 class Bench:
@@ -130,9 +145,9 @@ class Trial:
     saves_input, saves_output
         As in ``Stage``.
     output_bytes, fresh_bytes, passed_bytes, besides_bytes, gradient_bytes, grad_bytes, kept_bytes
-        Bytes of the activation but for what belongs to the model's input, of what the stage itself allocated of it, of
-        what it carries, of what it gives besides, of the gradients of both, of new parameter gradients, and of old
-        values of buffers.
+        Bytes of the activation but for what belongs to the model's input (of all elements, where it is expanded: its
+        gradient has as many), of what the stage itself allocated of it, of what it carries, of what it gives besides,
+        of the gradients of both, of new parameter gradients, and of old values of buffers.
     again_bytes
         Of what it gives besides, the bytes that it saves: anew, where it is run again.
     apart_bytes
@@ -229,7 +244,7 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
         output=following,
         saves_input=bool(kept_input),
         saves_output=bool(kept_output),
-        output_bytes=output_bytes,
+        output_bytes=output_bytes + broadcast_bytes(activation),
         fresh_bytes=fresh_bytes,
         passed_bytes=passed_bytes,
         besides_bytes=besides_bytes,
@@ -239,6 +254,12 @@ def try_stage(bench: Bench, value: Any, tracer: Tracer, own: set[int], *, carrie
         grad_bytes=grad_bytes,
         kept_bytes=bench.kept_bytes,
     )
+
+
+def broadcast_bytes(value: Any) -> int:
+    """Return by how many bytes the elements of expanded tensors, and so their gradients, exceed their memory."""
+    expanded = [t for t in tensors_of(value) if t.requires_grad and t.layout is torch.strided]
+    return sum(max(0, t.numel() * t.element_size() - t.untyped_storage().nbytes()) for t in expanded)
 
 
 def extra(phase: Phase, left: int) -> int:
@@ -301,8 +322,8 @@ def time_stage(bench: Bench, value: Any, device: torch.device) -> tuple[tuple[fl
     return (forward, step_clock(device) - start, backward), following
 
 
-def run_loss(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
-    """Run a loss and its backward; return the loss."""
+def run_loss(loss: Callable[[Any], torch.Tensor], output: Any, stack: ExitStack) -> torch.Tensor:
+    """Run a loss and its backward, whose gradients are there until the stack ends; return the loss."""
     result = loss(output)
     if not isinstance(result, torch.Tensor) or result.numel() != 1 or not result.requires_grad:
         kind = f"a tensor of shape {list(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
@@ -311,16 +332,24 @@ def run_loss(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
             f"the loss returned {kind}{' that requires no gradient' if without else ''}; it must return a scalar that "
             "requires one (is every parameter frozen, the output detached, or inference mode on?)"
         )
+    stack.enter_context(leaves_kept(result))
     result.backward()
     return result
+
+
+def clear_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Let a step begin with gradients where the user's own parameters have some."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if getattr(parameter, "existing", False) else None
 
 
 def try_loss(loss: Callable[[Any], torch.Tensor], output: Any, tracer: Tracer) -> int:
     """Run the loss in one phase of a trace, after a phase for what lies before; return the gradient's bytes."""
     leaf = cut(output)
     tracer.mark()
-    _result = run_loss(loss, leaf)
-    tracer.mark()
+    with ExitStack() as stack:
+        _result = run_loss(loss, leaf, stack)
+        tracer.mark()
     return bytes_of([t for t in tensors_of(output) if t.requires_grad])
 
 
@@ -329,7 +358,8 @@ def time_loss(loss: Callable[[Any], torch.Tensor], output: Any, device: torch.de
     times = []
     for _ in range(SOME if instruments() is None else 1):
         leaf = cut(output)
-        start = step_clock(device)
-        run_loss(loss, leaf)
-        times.append(step_clock(device) - start)
+        with ExitStack() as stack:
+            start = step_clock(device)
+            run_loss(loss, leaf, stack)
+            times.append(step_clock(device) - start)
     return median(times)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
 from revolve.schedules.exceptions import InfeasibleBudget
-from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan
 from revolve.schedules.units import parse_bytes
 
 from .exceptions import ModelError, PlanMismatch
+from .fitting import fit
 from .interception import PlannedChain, chain_of
 from .memory import free_bytes
-from .profiling import measure
+from .profiling import measure, rehearse_plan
 from .runner import Runner, with_loss_of
 from .samples import Arguments, GivenCall
 from .situations import describe_input
 from .stages import check_model, is_plain_sequential, match_stages
 
-__all__ = ["Instrument", "checkpointed", "instrument_of", "plan_of", "put_on", "restore", "take_off"]
+__all__ = ["Instrument", "checkpointed", "fitting_plan", "instrument_of", "plan_of", "put_on", "restore", "take_off"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Instrument = Runner | PlannedChain
@@ -82,7 +83,7 @@ def checkpointed(
         if sample is None or budget is None:
             raise PlanMismatch("checkpointed(model) needs a plan, or both sample= and budget=")
         limit = parse_bytes(budget, free_bytes(model))
-        plan = solve(measure(model, sample, loss, formats=formats), formats, tolerance="auto").plan(limit)
+        plan = fitting_plan(model, sample, limit, loss, formats)
     elif sample is not None or budget is not None or loss is not None or formats != ("dense",):
         raise PlanMismatch("checkpointed(model, plan) takes a plan, or sample=, budget= and formats=, not both")
     if not isinstance(plan, Plan):
@@ -94,6 +95,18 @@ def checkpointed(
     else:
         put_on(model, instrument)
     return model
+
+
+def fitting_plan(model: nn.Module, sample: Any, budget: int, loss: Any = None, formats: Sequence[str] = ()) -> Plan:
+    """Measure a model, and return a plan for a budget in bytes that was seen to keep it with the sample.
+
+    Raises
+    ------
+    InfeasibleBudget, ModelError, MeasurementError
+        As :func:`checkpointed`.
+    """
+    chain = measure(model, sample, loss, formats=formats)
+    return fit(chain, formats, budget, partial(rehearse_plan, model, sample, loss=loss))
 
 
 def make_instrument(model: nn.Module, plan: Plan) -> Instrument:
@@ -116,10 +129,10 @@ def plan_again(model: nn.Module, given: Plan, arguments: Arguments) -> Plan:
         If that cannot be done; the message names the arguments.
     """
     assert given.budget is not None
-    formats = tuple(given.chain.formats)
-    measured = measure(model, GivenCall(*arguments), formats=formats)
+    formats, sample = tuple(given.chain.formats), GivenCall(*arguments)
+    chain = with_loss_of(given.chain, measure(model, sample, formats=formats))
     try:
-        return solve(with_loss_of(given.chain, measured), formats, tolerance="auto").plan(given.budget)
+        return fit(chain, formats, given.budget, partial(rehearse_plan, model, sample))
     except InfeasibleBudget as error:
         error.add_note(
             f"the model was planned for another call, and called with {describe_input(arguments)}; call it with "

@@ -18,6 +18,7 @@ from revolve.storage.boundary import bytes_of, tensors_of
 from revolve.storage.dense import Enclosing
 
 from .exceptions import BudgetWarning, PlanMismatch
+from .executor import Run
 from .following import Follower, Forward, ModuleReference, StandIn
 from .program import Program
 from .refusals import check_surroundings
@@ -136,6 +137,7 @@ class PlannedChain(Follower):
         self.owner = ModuleReference(model)
         self.program = Program.from_plan(plan)
         self.habits = Habits(len(self.names))
+        self.runs: Callable[..., Run] = Run
         self.shapes = SAMPLES.get(model, {}).get(
             (self.names, plan.chain.input_bytes)
         )  # of the sample, where it is known
@@ -257,7 +259,7 @@ class PlannedChain(Follower):
             return None
         check_surroundings(module for stage in stages for module in stage.modules)
         self.compare(arguments)
-        return PlannedTrail(stages, self.paths, self.program, self.habits, arguments, self.passed)
+        return PlannedTrail(stages, self.paths, self.program, self.habits, arguments, self.passed, self.runs)
 
     def compare(self, arguments: Arguments) -> None:
         """Find out whether a call fits the plan: by what the first stage takes, which is all that a plan knows."""

@@ -20,9 +20,10 @@ from .stages import StageModule
 from .state import same
 from .written import Written
 
-__all__ = ["Addition", "Belongings", "find_tied", "gradients_present", "isolated", "restore_table"]
+__all__ = ["Addition", "Belongings", "find_tied", "gradients_present", "isolated", "leaves_kept", "restore_table"]
 
 STANDARD = frozenset((*vars(nn.Module()), "forward"))  # the rest are attributes of the user's
+LEAF_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # tables of a tensor
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks"))  # tables that a forward may register in
 
 
@@ -178,6 +179,43 @@ def has_values(tensor: torch.Tensor) -> bool:
     """Whether a tensor may be changed in place and put back: an ordinary one, outside of any graph."""
     ordinary = type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_meta
     return ordinary and tensor.grad_fn is None and not tensor.is_inference() and not tensor.is_nested
+
+
+@contextmanager
+def leaves_kept(result: torch.Tensor) -> Iterator[None]:
+    """Put the gradients of leaves that a result hangs on back at the end; none of their hooks fires in between.
+
+    Those that are no aliases: a loss may have parameters of its own, and modules may use tensors of the user's.
+    """
+    kept = []
+    for leaf in leaves_of(result):
+        if not hasattr(leaf, "existing"):
+            tables = [table for name in LEAF_HOOKS if (table := getattr(leaf, name))]
+            kept.append((leaf, leaf.grad, [(table, dict(table)) for table in tables]))
+            leaf.grad = None
+            for table in tables:
+                table.clear()
+    try:
+        yield
+    finally:
+        for leaf, gradient, entries in kept:
+            leaf.grad = gradient
+            for table, hooks in entries:
+                table.update(hooks)
+
+
+def leaves_of(result: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the leaves that a result hangs on."""
+    seen: set[Any] = set()
+    todo: list[Any] = [result.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        if node.name() == "torch::autograd::AccumulateGrad":
+            yield node.variable
 
 
 def find_tied(stages: Sequence[StageModule]) -> None:

@@ -5,7 +5,7 @@ Every stage runs through the very functions that execute a plan, so what is meas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -16,22 +16,26 @@ from torch import nn
 
 from revolve.schedules.chain import Chain, Stage
 from revolve.schedules.costs import StorageCosts
+from revolve.schedules.plans import Plan
 from revolve.storage.boundary import bytes_of, cut, map_tensors, storage_keys, tensors_of, versions_of
 from revolve.storage.codecs import Codec, codec_named
 
 from .allocations import trace_allocations
-from .bench import Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss, try_stage
+from .bench import ROOT_BYTES, Bench, Sizes, Trial, extra, time_loss, time_stages, try_loss, try_stage
 from .exceptions import MeasurementError, ModelError
 from .format_trials import measure_format
 from .generators import devices_of
 from .isolation import Addition, find_tied, isolated
+from .program import Program
+from .rehearsal import USUAL, Runs, rehearse
 from .replay import recomputing
 from .samples import check_layouts
 from .saving import Emptying, Shielded
 from .segments import Segment
 from .sharding import units_of
 from .situations import describe_input
-from .stages import StageModule, flatten
+from .stages import StageModule, flatten, match_stages
+from .state import Habits
 
 __all__ = [
     "Progress",
@@ -43,14 +47,11 @@ __all__ = [
     "measure_children",
     "measure_stages",
     "refuse_sharded",
+    "rehearse_children",
     "running",
 ]
 
 Progress = Callable[[int, int, str], None]
-
-# ``backward()`` holds the gradient of the loss, a scalar, to the end, and the caller may hold scalars of
-# his own; allocators round a scalar up to 512 bytes at most.
-ROOT_BYTES = 1024
 
 # Seconds that it takes to end a stage early, by an exception through its modules and the engine.
 STOP_TIME = 12e-6
@@ -84,10 +85,41 @@ def measure_children(
     stages = flatten([(path, child) for path, child in children.items() if child is not None])
     codecs = find_codecs(formats)
     refuse_sharded(stages)
-    with isolated(stages, sample) as belongings, recomputing(), Shielded():
-        with belongings.written.watching():
-            glued = find_stages(stages, sample)
-        return measure_stages(glued, sample, loss or default_loss, progress, name, codecs, belongings.additions())
+    loss = loss or default_loss
+    with isolated(stages, sample) as belongings, recomputing():
+        with Shielded():
+            with belongings.written.watching():
+                glued = find_stages(stages, sample)
+            chain = measure_stages(glued, sample, loss, progress, name, codecs, belongings.additions())
+        return rehearse_stages(glued, chain, sample, loss)
+
+
+def rehearse_children(
+    children: Mapping[str, nn.Module | None], sample: Any, plan: Plan, loss: Callable[[Any], torch.Tensor] | None = None
+) -> Chain:
+    """Rehearse a plan of a table of children; return its chain with the peaks that it was seen to have."""
+    stages = match_stages(children, [stage.name for stage in plan.chain.stages])
+    with isolated(stages, sample), recomputing():
+        return rehearse_stages(stages, plan.chain, sample, loss or default_loss, [lambda _: plan])
+
+
+def rehearse_stages(
+    stages: Sequence[StageModule],
+    chain: Chain,
+    sample: Any,
+    loss: Callable[[Any], torch.Tensor],
+    plans: Iterable[Callable[[Chain], Plan]] = USUAL,
+) -> Chain:
+    """Rehearse steps of stages where they are isolated."""
+    habits = Habits.quiet(len(chain))
+
+    def follow(plan: Plan, runs: Runs) -> Callable[[Any], Any]:
+        program = Program.from_plan(plan)
+        return lambda value: runs(stages, program, habits).forward(value)
+
+    leaves = list(dict.fromkeys(p for stage in stages for p in stage.tensors() if p.is_leaf and p.requires_grad))
+    with running(StageModule("step", ()), sample):
+        return rehearse(chain, follow, lambda: cut(sample), loss, leaves, device_used(stages, sample), plans)
 
 
 def refuse_sharded(stages: Sequence[StageModule]) -> None:
@@ -195,7 +227,7 @@ def measure_stages(
     With ``loss`` None the loss costs nothing: whoever calls the model pays for it. The ``additions`` to modules by
     earlier runs here are made by the first step, and stay.
     """
-    device = (*devices_of([*tensors_of(sample), *(t for s in stages for t in s.tensors())]), torch.device("cpu"))[0]
+    device = device_used(stages, sample)
     value, own = cut(sample), storage_keys(sample)
     benches: list[Bench] = []
     trials: list[Trial] = []
@@ -218,8 +250,6 @@ def measure_stages(
     count = Trial.PHASES
     sizes = [trial.sizes(tracer.phases[count * i : count * (i + 1)]) for i, trial in enumerate(trials)]
     alone = loss is not None  # else the surroundings tell what the last stage's output is
-    if alone:
-        own_output(sizes[-1].fields)
     passed_on = [t for trial in trials for t in tensors_of(trial.output) if t.requires_grad and storage_keys(t) <= own]
     made = [addition.tensor for addition in additions if addition.stays()]  # what changes counts as residue
     reserve = ROOT_BYTES + sum(found.residue for found in sizes) + bytes_of(made)
@@ -231,6 +261,8 @@ def measure_stages(
         times = [(stage.forward, stage.rebuild, stage.backward) for stage in timed]
         times = times or pool_times(stages, sizes, time_stages(benches, sample, device))
         times = [choose_stop(found.fields, *time) for found, time in zip(sizes, times, strict=True)]
+        if alone:
+            own_output(sizes[-1].fields)
         if loss is not None:
             phase = tracer.phases[-1]
             loss_time, loss_extra = time_loss(loss, value, device), extra(phase, gradient)
@@ -251,6 +283,11 @@ def measure_stages(
         {name: complete_modes(costs, sizes[-1].fields, reserve, alone=alone) for name, costs in formats.items()},
         name,
     )
+
+
+def device_used(stages: Sequence[StageModule], sample: Any) -> torch.device:
+    """Return the first device that a sample or the tensors of some stages are on, the CPU if there is none."""
+    return (*devices_of([*tensors_of(sample), *(t for s in stages for t in s.tensors())]), torch.device("cpu"))[0]
 
 
 def bytes_seen(value: Any) -> int:
@@ -292,21 +329,24 @@ def choose_stop(fields: dict[str, Any], forward: float, rebuild: float, backward
 
 
 def own_output(fields: dict[str, Any]) -> None:
-    """Let the last stage, where it saves its output and is run again, pay for a second output.
+    """Let the last stage pay for a second output where it is run again.
 
-    The caller holds the one of the first run, and the second lives until the end of the backward. In a
-    first run this raises no peak: the backward needs as much, with the gradient of the output.
+    The caller holds the one of the first run. Where the stage saves its output, the second one lives until the end of
+    the backward. In a first run this seldom raises a peak: loss and backward need as much, with the gradient of the
+    output.
     """
     if fields["saves_output"]:
         for name in ("save_extra", "rebuild_extra"):
             fields[name] = fields["output_bytes"] + max(fields[name], fields["backward_extra"])
+    else:
+        fields["save_extra"] += fields["output_bytes"]
 
 
 def complete_modes(costs: StorageCosts, last: dict[str, Any], reserve: int, *, alone: bool) -> StorageCosts:
     """Add to the peaks of a format's save modes what is added to those of dense saves."""
     saves, backwards = list(costs.save_extra), costs.backward_extra
-    if alone and last["saves_output"]:
-        saves[-1] = last["output_bytes"] + max(saves[-1], backwards[-1])
+    if alone:
+        saves[-1] = last["output_bytes"] + (max(saves[-1], backwards[-1]) if last["saves_output"] else saves[-1])
     return replace(
         costs,
         save_extra=tuple(size + reserve for size in saves),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from revolve.schedules.chain import Chain
-from revolve.schedules.plans import with_carried
+from revolve.schedules.plans import Plan, with_carried
 from revolve.storage.boundary import tensors_of
 
 from .devices import DeviceDescription
 from .exceptions import MeasurementError
 from .fake import measure_fake
-from .interception import remember_sample, run_plainly
+from .interception import PlannedChain, remember_sample, run_plainly
 from .isolation import isolated
 from .linearization import find_chain
 from .measurement import (
@@ -27,16 +28,19 @@ from .measurement import (
     measure_children,
     measure_stages,
     refuse_sharded,
+    rehearse_children,
     running,
 )
 from .memory import device_of
+from .rehearsal import USUAL, Runs, rehearse
 from .replay import recomputing
-from .samples import arguments_of, check_layouts
+from .samples import Arguments, arguments_of, check_layouts
 from .saving import Shielded
 from .stages import StageModule, check_model, is_plain_sequential
+from .state import Habits
 from .survey import survey
 
-__all__ = ["measure"]
+__all__ = ["measure", "rehearse_plan"]
 
 MODES = ("real", "fake")
 
@@ -147,26 +151,71 @@ def measure_module(
     whole, codecs = StageModule(type(model).__name__, (model,)), find_codecs(formats)
     refuse_sharded([whole])
     arguments = arguments_of(model, sample)
-    with isolated([whole], arguments) as belongings, recomputing(), Shielded():
+    device = device_of(model)
+    with isolated([whole], arguments) as belongings, recomputing():
         run_plainly(model)
-        with torch.compiler.set_stance("force_eager"):  # what is compiled is measured by itself, not what follows it
-            with belongings.written.watching():
-                found = find_chain(model, sample)
-            with running(whole, arguments):
-                device = device_of(model)
-                holding = survey(model, found, lambda: copy_of(arguments), loss, device)
-                carrying = None
-                if holding.leaps:
-                    carrying = survey(model, found, lambda: copy_of(arguments), loss, device, carries=True)
-        with ExitStack() as stack:
-            for setting in holding.settings:
-                setting.enter(stack)
-            additions = belongings.additions()
-            stages = measure_stages(holding.stages, holding.input, None, progress, whole.name, codecs, additions)
-            chain = holding.around(stages)
-            if carrying is not None:
-                timed = stages.stages
-                stages = measure_stages(carrying.stages, carrying.input, None, None, whole.name, (), additions, timed)
-                chain = with_carried(chain, carrying.around(stages))
+        with Shielded():
+            with torch.compiler.set_stance(
+                "force_eager"
+            ):  # what is compiled is measured by itself, not what follows it
+                with belongings.written.watching():
+                    found = find_chain(model, sample)
+                with running(whole, arguments):
+                    holding = survey(model, found, lambda: copy_of(arguments), loss, device)
+                    carrying = None
+                    if holding.leaps:
+                        carrying = survey(model, found, lambda: copy_of(arguments), loss, device, carries=True)
+            with ExitStack() as stack:
+                for setting in holding.settings:
+                    setting.enter(stack)
+                additions = belongings.additions()
+                stages = measure_stages(holding.stages, holding.input, None, progress, whole.name, codecs, additions)
+                chain = holding.around(stages)
+                if carrying is not None:
+                    timed = stages.stages
+                    stages = measure_stages(
+                        carrying.stages, carrying.input, None, None, whole.name, (), additions, timed
+                    )
+                    chain = with_carried(chain, carrying.around(stages))
+        with running(whole, arguments):
+            chain = rehearse_module(model, chain, arguments, loss)
+            if chain.carried is not None:
+                chain = with_carried(chain, rehearse_module(model, chain.carried, arguments, loss))
     remember_sample(model, chain, arguments, holding.passed)
     return chain
+
+
+def rehearse_plan(
+    model: nn.Module, sample: Any, plan: Plan, loss: Callable[[Any], torch.Tensor] | None = None
+) -> Chain:
+    """Run a step of a model by a plan, traced; return the plan's chain with the peaks that it was seen to have."""
+    if is_plain_sequential(model):
+        return rehearse_children(model._modules, sample, plan, loss)
+    whole, arguments = StageModule(type(model).__name__, (model,)), arguments_of(model, sample)
+    with isolated([whole], arguments), recomputing(), running(whole, arguments):
+        run_plainly(model)
+        return rehearse_module(model, plan.chain, arguments, loss or default_loss, [lambda _: plan])
+
+
+def rehearse_module(
+    model: nn.Module,
+    chain: Chain,
+    arguments: Arguments,
+    loss: Callable[[Any], torch.Tensor],
+    plans: Iterable[Callable[[Chain], Plan]] = USUAL,
+) -> Chain:
+    """Rehearse steps of a module that runs its stages itself, where it is isolated."""
+    habits = Habits.quiet(len(chain))
+
+    def follow(plan: Plan, runs: Runs) -> Callable[[Arguments], Any]:
+        planned = PlannedChain(model, replace(plan, budget=None), lambda model, plan, arguments: plan)
+        planned.habits, planned.runs = habits, runs
+
+        def forward(given: Arguments) -> Any:
+            with planned.following():
+                return model(*given[0], **given[1])
+
+        return forward
+
+    parameters, device = list(model.parameters()), device_of(model)
+    return rehearse(chain, follow, lambda: copy_of(arguments), loss, parameters, device, plans)

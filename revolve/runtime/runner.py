@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch import nn
 
 from revolve.schedules.chain import Chain
 from revolve.schedules.exceptions import InfeasibleBudget
-from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan, with_carried
 from revolve.storage.boundary import tensors_of
 
 from .executor import Run
+from .fitting import fit
 from .layout import Layout
 from .likeness import Likeness, uncompiled
-from .measurement import bytes_seen, measure_children
+from .measurement import bytes_seen, measure_children, rehearse_children
 from .program import Program
 from .refusals import check_surroundings
 from .samples import Arguments
@@ -161,8 +162,9 @@ class Runner(Likeness):
         assert given.budget is not None
         formats = tuple(given.chain.formats)
         measured = measure_children(self.children, input, given.chain.name, formats=formats)
+        chain = with_loss_of(given.chain, measured)
         try:
-            return solve(with_loss_of(given.chain, measured), formats, tolerance="auto").plan(given.budget)
+            return fit(chain, formats, given.budget, partial(rehearse_children, self.children, input))
         except InfeasibleBudget as error:
             error.add_note(
                 f"the model was planned for an input of {given.chain.input_bytes} bytes, and called with "

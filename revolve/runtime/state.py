@@ -6,7 +6,7 @@ Running a stage again must see the same, and leave no trace.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -54,6 +54,13 @@ class Habits:
         self.tailed: list[bool | None] = [None] * length
         self.warned = False
         self.strained = False
+
+    @classmethod
+    def quiet(cls, length: int) -> Self:
+        """Return habits of stages that nothing is said about."""
+        habits = cls(length)
+        habits.warned = True
+        return habits
 
     def strain(self) -> None:
         """Take note that tensors came close to what was planned for their forms."""

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from revolve.storage.boundary import cut, map_tensors, tensors_of
 
 from .allocations import Phase, Tracer, trace_allocations
-from .bench import GENERATOR_BYTES, run_loss, step_clock
+from .bench import GENERATOR_BYTES, clear_gradients, run_loss, step_clock
 from .detours import Detour, Lost
 from .exceptions import ModelError
 from .following import Follower
@@ -76,12 +76,12 @@ def survey(
     trail = first.trail()
     traced.layouts = timed.layouts = trail.layouts
     given = arguments()
-    clear_gradients(model)
+    clear_gradients(model.parameters())
     with trace_allocations(device) as traced.tracer:
         run_step(model, traced, given, loss)
     traced.trail()
     given = arguments()
-    clear_gradients(model)
+    clear_gradients(model.parameters())
     start = step_clock(device)
     run_step(model, timed, given, loss)
     seconds = max(0.0, step_clock(device) - start - timed.stage_seconds)
@@ -97,12 +97,6 @@ def survey(
     return Surroundings(called, trail.value, settings, seconds, phases, alive, copies, gradients, passed)
 
 
-def clear_gradients(model: nn.Module) -> None:
-    """Let a step begin with gradients where the user's own parameters have some."""
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if getattr(parameter, "existing", False) else None
-
-
 def run_step(model: nn.Module, surveyor: Surveyor, arguments: Arguments, loss: Callable[[Any], torch.Tensor]) -> None:
     """Run a step; output and loss live to its end, as a caller's."""
     with ExitStack() as stack:
@@ -111,7 +105,7 @@ def run_step(model: nn.Module, surveyor: Surveyor, arguments: Arguments, loss: C
         stack.enter_context(torch.enable_grad())
         output = model(*arguments[0], **arguments[1])
         surveyor.mark("returned", 0)
-        _result = run_loss(loss, output)
+        _result = run_loss(loss, output, stack)
         surveyor.mark("done", 0)
 
 
@@ -259,6 +253,8 @@ class SurveyTrail:
 
     def begin_step(self) -> None:
         """Mark what lies before a call: the beginning of a stage, or a pause in it, in which others may run."""
+        if not self.begun:
+            self.end()
         self.surveyor.mark("pause" if self.begun else "start", self.track.stage)
         self.begun = True
 
@@ -313,7 +309,7 @@ class SurveyTrail:
         return output
 
     def end(self) -> None:
-        """Note what the model has returned or holds: no gradient may come to it, but it keeps its graph."""
+        """Note what the model has returned or holds by now: no gradient may come to it, but it keeps its graph."""
         places = [place for place in self.track.places.values() if place.stage >= 0]
         held = [place for place in places if (tensor := place.reference()) is not None and tensor.requires_grad]
         self.leaving |= {(place.stage, place.number) for place in held}

@@ -37,6 +37,8 @@ class PlannedTrail:
         Of the first call.
     passed
         What earlier passes saw to pass between stages: updated at the end, where storage formats need it.
+    runs
+        Makes the run.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class PlannedTrail:
         habits: Habits,
         arguments: Arguments,
         passed: list[Passed],
+        runs: Callable[..., Run] = Run,
     ) -> None:
         self.passed = passed
         self.track = Track(paths, passed if program.formats else (), carries=program.chain.carries)
         self.track.begin(arguments)
         pairs = zip(stages, self.track.segments, strict=True)
         called = [stage.as_called((segment,), segment.activation) for stage, segment in pairs]
-        self.run = Run(called, program, habits)
+        self.run = runs(called, program, habits)
         self.run.begin(self.track.value, apart=True)
         self.run.watching.look()
         self.position = 0

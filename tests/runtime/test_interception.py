@@ -133,6 +133,8 @@ def alive(runs):
 
 def test_nothing_outlives_the_graph(runs):
     planned, _, sample = planned_twins("transformer")
+    assert not alive(runs)  # of those that measured
+    runs.clear()
     output = planned(**sample)
     assert len(runs) == 1
     assert alive(runs)
@@ -146,6 +148,7 @@ def test_nothing_outlives_the_graph(runs):
 
 def test_nothing_outlives_a_failure_between_stages(runs):
     planned, _, sample = planned_twins("transformer")
+    runs.clear()
     planned.norm.register_forward_pre_hook(lambda module, inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         planned(**sample)

@@ -67,6 +67,7 @@ def test_what_stands_in_for_a_forward_has_its_signature():
 @pytest.mark.parametrize("name", MODELS)
 def test_export_sees_the_plain_model(name, train, runs):
     model, sample = MODELS[name]()
+    runs.clear()
     model.train(train)
     exported = torch.export.export(model, (sample,))
     assert runs == []
@@ -80,6 +81,7 @@ def test_export_sees_the_plain_model(name, train, runs):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trace_sees_the_plain_model(name, train, runs):
     model, sample = MODELS[name]()
+    runs.clear()
     model.train(train)
     traced = torch.jit.trace(model, sample)
     assert runs == []
