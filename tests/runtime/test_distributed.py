@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_two_processes(group):
         text=True,
         check=False,
         timeout=300,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # a process that aborts says where
     )
     assert finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
     for name in GROUPS[group]:
