@@ -63,6 +63,7 @@ class Encoder:
 
     def __call__(self, tensor: torch.Tensor) -> Content:
         """Return what a saved tensor is kept as."""
+        passing = False
         if tensor.layout is torch.strided:
             key = tensor.untyped_storage()._cdata
             passing = key in self.inputs.passing
@@ -71,7 +72,7 @@ class Encoder:
             if passing and self.forms.find(tensor, self.codec) is None:
                 self.account.planned += self.input_bytes
                 self.input_bytes = 0
-        return self.forms.encode(tensor, self.codec, self.account) or Kept(tensor)
+        return self.forms.encode(tensor, self.codec, self.account, finished=passing) or Kept(tensor)
 
     def refer(self, dense: Any, holders: Iterable[Holder]) -> None:
         """Let holders refer to what the stage has made and what stays dense.

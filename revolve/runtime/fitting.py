@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from warnings import warn
 
 from revolve.schedules.chain import Chain
 from revolve.schedules.frontier import solve
 from revolve.schedules.plans import Plan, with_carried
+
+from .exceptions import BudgetWarning
 
 __all__ = ["fit"]
 
@@ -14,7 +17,7 @@ ROUNDS = 5  # plans that are rehearsed at most
 
 
 def fit(chain: Chain, formats: Sequence[str], budget: int, rehearse: Callable[[Plan], Chain]) -> Plan:
-    """Return a plan within a budget that was seen to keep it.
+    """Return a plan within a budget that was seen to keep it; a BudgetWarning says so where there was none.
 
     Parameters
     ----------
@@ -36,6 +39,14 @@ def fit(chain: Chain, formats: Sequence[str], budget: int, rehearse: Callable[[P
         plan = solve(chain, formats, tolerance="auto").plan(budget)
         seen = rehearse(plan)
         if seen == plan.chain:
-            break
+            return plan
         chain = with_carried(chain, seen) if seen.carries else seen
+    peak = Plan.from_actions(seen, plan.actions).peak
+    if peak > budget:
+        warn(
+            f"the plan for {budget} bytes took up to {peak} when it was rehearsed, and so did {ROUNDS - 1} others; use "
+            f"a budget that is smaller by {peak - budget} bytes",
+            BudgetWarning,
+            stacklevel=3,
+        )
     return plan

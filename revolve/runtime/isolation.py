@@ -182,14 +182,15 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def leaves_kept(result: torch.Tensor) -> Iterator[None]:
+def leaves_kept(result: torch.Tensor, others: Iterable[torch.Tensor] = ()) -> Iterator[None]:
     """Put the gradients of leaves that a result hangs on back at the end; none of their hooks fires in between.
 
-    Those that are no aliases: a loss may have parameters of its own, and modules may use tensors of the user's.
+    Those that are no aliases, and not among ``others``: a loss may have parameters of its own, and modules may use
+    tensors of the user's.
     """
-    kept = []
+    kept, known = [], set(map(id, others))
     for leaf in leaves_of(result):
-        if not hasattr(leaf, "existing"):
+        if not hasattr(leaf, "existing") and id(leaf) not in known:
             tables = [table for name in LEAF_HOOKS if (table := getattr(leaf, name))]
             kept.append((leaf, leaf.grad, [(table, dict(table)) for table in tables]))
             leaf.grad = None

@@ -201,7 +201,8 @@ class Recorder(Glue):
         key = self.identity(tensor)
         if key not in self.seen:
             self.seen.add(key)
-            self.stack[-1].saved += bytes_of(tensor)
+            if self.stack:
+                self.stack[-1].saved += bytes_of(tensor)
 
     def stand_in(self, module: nn.Module, path: str) -> Replacement:
         """Return what runs instead of a module's forward."""
@@ -230,7 +231,7 @@ class Recorder(Glue):
     def take(self, function: Function, arguments: Arguments) -> Any:
         """Run a function and write down the call."""
         inputs = tensors_of(arguments)
-        if not inputs or transforming():
+        if not inputs or not self.stack or transforming():  # with no call on the stack it is a hook of the model's
             return function(*arguments[0], **arguments[1])
         call = self.begin(name_of(function), None, inputs)
         call.obstacle = None if recordable(function, arguments) else "it may do something else when called again"

@@ -20,7 +20,7 @@ from .bench import step_clock
 from .exceptions import ModelError
 from .generators import FOREIGN, RandomState, default_sources, devices_of
 from .instrumentation import Instrument, instrument_of, plan_of, put_on, take_off
-from .isolation import Belongings, isolated
+from .isolation import Belongings, isolated, leaves_kept
 from .measurement import default_loss, running
 from .memory import device_of
 from .samples import Arguments, arguments_of
@@ -259,16 +259,20 @@ class Trial:
         self.reset()
         output = self.model(*self.arguments[0], **self.arguments[1])
         loss = self.loss(output)
-        loss.backward()
+        with leaves_kept(loss, self.leaves.values()):
+            loss.backward()
         return output, loss
 
     def timed(self) -> float:
         """Return the seconds of one step."""
         self.reset()
         start = step_clock(self.device)
-        output = self.model(*self.arguments[0], **self.arguments[1])
-        self.loss(output).backward()
-        return step_clock(self.device) - start
+        loss = self.loss(self.model(*self.arguments[0], **self.arguments[1]))
+        middle = step_clock(self.device)
+        with leaves_kept(loss, self.leaves.values()):
+            again = step_clock(self.device)
+            loss.backward()
+            return step_clock(self.device) - again + middle - start
 
     def traced(self) -> tuple[dict[str, torch.Tensor | bytes | None], int]:
         """Run one step; return everything it left, and its peak in bytes."""
@@ -276,8 +280,9 @@ class Trial:
         with trace_allocations(self.device) as tracer:
             output = self.model(*self.arguments[0], **self.arguments[1])
             loss = self.loss(output)
-            loss.backward()
-            tracer.mark()
+            with leaves_kept(loss, self.leaves.values()):
+                loss.backward()
+                tracer.mark()
         left: dict[str, torch.Tensor | bytes | None] = {"loss": loss.detach()}
         left |= {f"output {number}": t.detach() for number, t in enumerate(tensors_of(output))}
         left |= {name: leaf.grad for name, leaf in self.leaves.items()}

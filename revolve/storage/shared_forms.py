@@ -25,19 +25,19 @@ def eligible(tensor: torch.Tensor) -> bool:
     """Whether a tensor's storage can be encoded: plain strided elements that exist, with no conjugation to be done."""
     kind = type(tensor)
     plain = (kind is torch.Tensor or kind is torch.nn.Parameter) and not tensor.is_meta
-    if not plain or tensor.layout is not torch.strided:
-        return False
-    return not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference() or is_piece(tensor))
+    return (
+        plain and tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference())
+    )
 
 
-def is_piece(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is one of several results that a function has put into one storage, such as ``unsafe_chunk``'s.
+def is_part(tensor: torch.Tensor) -> bool:
+    """Whether a tensor may be one of several in a storage that have versions of their own, as ``unsafe_chunk`` makes.
 
-    Each has versions of its own, which do not tell whether another has been written since the storage was encoded: the
-    gates of a GRU are written one after the other.
+    They do not tell whether another one has been written since the storage was encoded: the gates of a GRU are written
+    one after the other.
     """
     owner = tensor if tensor._base is None else tensor._base
-    return not owner.is_leaf and owner.nbytes < owner.untyped_storage().nbytes()
+    return owner.nbytes < owner.untyped_storage().nbytes()
 
 
 def flat_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -153,7 +153,9 @@ class Forms:
         storage = tensor.untyped_storage()
         self.known[storage._cdata, codec.name] = Known(StorageWeakRef(storage), tensor._version, weakref.ref(shared))
 
-    def encode(self, tensor: torch.Tensor, codec: Codec, account: Account) -> EncodedTensor | None:
+    def encode(
+        self, tensor: torch.Tensor, codec: Codec, account: Account, *, finished: bool = True
+    ) -> EncodedTensor | None:
         """Return a tensor as a view of its storage's form, which is made unless it exists.
 
         Parameters
@@ -164,6 +166,8 @@ class Forms:
             Makes the form.
         account
             Is asked before a form is made, and told of a storage that stays dense.
+        finished
+            Whether nothing of the storage is written any more; else its parts stay dense, as far as they may be.
 
         Returns
         -------
@@ -171,7 +175,7 @@ class Forms:
             None where the tensor stays dense: the codec makes no form of it.
         """
         shared = None
-        if eligible(tensor):
+        if eligible(tensor) and (finished or not is_part(tensor)):
             if tensor.untyped_storage()._cdata in self.own:
                 return None
             shared = self.find(tensor, codec)

@@ -289,12 +289,27 @@ class Parts(nn.Module):
         return parts[0] * parts[1] + parts[2][..., 1:].sum() * parts[3]
 
 
+class Apart(nn.Module):
+    """Writes two parts that are in no graph, each as often as the other, and saves one in between."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.linear, self.both, self.scale = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(1, width)
+
+    def forward(self, x):
+        with torch.no_grad():
+            a, b = self.both(x).unsafe_chunk(2, -1)
+        y = a.sub_(1.0).relu_() * self.scale.bias
+        return self.linear(x) + y + b.sub_(2.0).relu_() * self.scale.bias
+
+
 CELLS = {
     "gru": lambda: Recurrent(lambda width: nn.GRU(width, width, batch_first=True)),
     "lstm": lambda: Recurrent(lambda width: nn.LSTM(width, width, batch_first=True)),
     "gru cell": lambda: Recurrent(lambda width: nn.GRUCell(width, width)),
     "lstm cell": lambda: Recurrent(lambda width: nn.LSTMCell(width, width)),
     "parts": Parts,
+    "parts apart": Apart,
 }
 
 

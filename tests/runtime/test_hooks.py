@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steps import PLANNERS, batch, perceptron, run_step, square, twins
+from steps import PLANNERS, batch, forgetful, perceptron, run_step, square, twins
 from torch import nn
 
 import revolve
@@ -107,3 +107,41 @@ def test_a_hook_that_comes_after_the_plan_is_not_passed_over():
     inner.register_forward_hook(lambda _module, _inputs, output: output * 3)
     with pytest.raises(PlanMismatch, match=r"stage '1\.0', '1' stands"):
         planned(batch())
+
+
+class Chained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, x):
+        return self.layers(x) * 2
+
+
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook", "forward_hook", "forward_pre_hook"])
+def test_hooks_of_a_model_that_calls_its_stages(kind):
+    """They run around it, functions that they call belong to no stage, and backward hooks fire as ever."""
+    torch.manual_seed(0)
+    planned, plain = Chained(), Chained()
+    planned.load_state_dict(plain.state_dict())
+    fired = {planned: [], plain: []}
+    for model, found in fired.items():
+
+        def note(*given, found=found):
+            seen = given[-1] if isinstance(given[-1], tuple) else (given[-1],)
+            found.append([tensor.detach().clone() for tensor in seen])
+            if kind.startswith("forward"):
+                changed = tuple(tensor.exp() for tensor in seen)
+                return changed if isinstance(given[-1], tuple) else changed[0]
+            return None
+
+        getattr(model, f"register_{kind}")(note)
+    revolve.checkpointed(planned, forgetful(revolve.measure(planned, batch())))
+    fired[planned].clear()
+    for model in (planned, plain):
+        torch.manual_seed(3)
+        run_step(model, batch().requires_grad_())
+    assert len(fired[planned]) == len(fired[plain]) == 1
+    assert all(torch.equal(a, b) for a, b in zip(fired[planned][0], fired[plain][0], strict=True))
+    for ours, theirs in zip(planned.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)

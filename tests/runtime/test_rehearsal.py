@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ import revolve
 from revolve import Chain, Loss, Plan
 from revolve.runtime import rehearsal
 from revolve.runtime.allocations import Phase
-from revolve.runtime.exceptions import MeasurementError
+from revolve.runtime.exceptions import BudgetWarning, MeasurementError
 from revolve.runtime.fitting import fit
 from revolve.runtime.rehearsal import EXTRAS, Journal, corrected
 from revolve.schedules import StorageCosts
@@ -214,7 +215,12 @@ def test_tensors_of_the_users_and_of_the_loss_get_no_gradient(build, kept):
         tensor.register_hook(lambda gradient: fired.append(gradient))
         tensor.register_post_accumulate_grad_hook(fired.append)
     model = build(scale)
-    revolve.measure(model, batch(), lambda output: (output * weight).square().mean())
+
+    def loss(output):
+        return (output * weight).square().mean()
+
+    planned = revolve.checkpointed(model, sample=batch(), budget="1MB", loss=loss)
+    revolve.verify(planned, batch(), loss, repeats=1)
     assert not fired
     for tensor in (scale, weight):
         assert tensor.grad is None if not kept else torch.equal(tensor.grad, torch.full((16,), 3.0))
@@ -253,6 +259,22 @@ def test_a_plan_that_took_more_is_solved_for_again():
     assert plan.peak <= budget < Plan.from_actions(more, asked[0].actions).peak
     with pytest.raises(revolve.InfeasibleBudget):
         fit(chain, ("dense",), budget - 1, rehearse)
+
+
+def test_where_no_plan_was_seen_to_keep_its_budget_a_warning_says_so():
+    """Every rehearsal takes one byte more."""
+    chain = Chain.uniform(3, saved_bytes=3)
+
+    def rehearse(plan):
+        last = plan.chain.stages[-1]
+        more = replace(last, backward_extra=last.backward_extra + 1)
+        return replace(plan.chain, stages=(*plan.chain.stages[:-1], more))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BudgetWarning)
+        assert fit(chain, ("dense",), 20, rehearse).peak == 18
+    with pytest.warns(BudgetWarning, match="the plan for 18 bytes took up to 19 when it was rehearsed, and"):
+        fit(chain, ("dense",), 18, rehearse)
 
 
 def test_what_is_carried_is_corrected_alone():
