@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from .samples import Arguments, arguments_of, check_layouts
 from .saving import Shielded
 from .stages import StageModule, check_model, is_plain_sequential
 from .state import Habits
+from .surroundings import Surroundings
 from .survey import survey
 
 __all__ = ["measure", "rehearse_plan"]
@@ -151,31 +152,21 @@ def measure_module(
     whole, codecs = StageModule(type(model).__name__, (model,)), find_codecs(formats)
     refuse_sharded([whole])
     arguments = arguments_of(model, sample)
-    device = device_of(model)
     with isolated([whole], arguments) as belongings, recomputing():
         run_plainly(model)
         with Shielded():
-            with torch.compiler.set_stance(
-                "force_eager"
-            ):  # what is compiled is measured by itself, not what follows it
-                with belongings.written.watching():
-                    found = find_chain(model, sample)
-                with running(whole, arguments):
-                    holding = survey(model, found, lambda: copy_of(arguments), loss, device)
-                    carrying = None
-                    if holding.leaps:
-                        carrying = survey(model, found, lambda: copy_of(arguments), loss, device, carries=True)
+            with belongings.written.watching(), eager():
+                found = find_chain(model, sample)
+            holding, carrying = survey_module(model, found, arguments, loss)
             with ExitStack() as stack:
                 for setting in holding.settings:
                     setting.enter(stack)
-                additions = belongings.additions()
-                stages = measure_stages(holding.stages, holding.input, None, progress, whole.name, codecs, additions)
+                made = belongings.additions()
+                stages = measure_stages(holding.stages, holding.input, None, progress, whole.name, codecs, made)
                 chain = holding.around(stages)
                 if carrying is not None:
                     timed = stages.stages
-                    stages = measure_stages(
-                        carrying.stages, carrying.input, None, None, whole.name, (), additions, timed
-                    )
+                    stages = measure_stages(carrying.stages, carrying.input, None, None, whole.name, (), made, timed)
                     chain = with_carried(chain, carrying.around(stages))
         with running(whole, arguments):
             chain = rehearse_module(model, chain, arguments, loss)
@@ -183,6 +174,25 @@ def measure_module(
                 chain = with_carried(chain, rehearse_module(model, chain.carried, arguments, loss))
     remember_sample(model, chain, arguments, holding.passed)
     return chain
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Let compiled modules run as written: they are measured by themselves, compiled."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def survey_module(
+    model: nn.Module, stages: Sequence[StageModule], arguments: Arguments, loss: Callable[[Any], torch.Tensor]
+) -> tuple[Surroundings, Surroundings | None]:
+    """Survey what lies around the stages, held, and carried where anything leaps over some of them."""
+    whole, device = StageModule(type(model).__name__, (model,)), device_of(model)
+    with eager(), running(whole, arguments):
+        holding = survey(model, stages, lambda: copy_of(arguments), loss, device)
+        if not holding.leaps:
+            return holding, None
+        return holding, survey(model, stages, lambda: copy_of(arguments), loss, device, carries=True)
 
 
 def rehearse_plan(
