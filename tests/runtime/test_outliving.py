@@ -142,3 +142,35 @@ def test_budgets_hold_a_result_that_no_gradient_comes_to():
 
     frontier = revolve.solve(revolve.measure(model, ROWS, loss))
     assert_budgets_hold(model, ROWS, frontier, (0, 0.3, 0.7), loss)
+
+
+class Bulky(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class Keeping(nn.Module):
+    """Has a result that it does not use until its middle: the graph of that lives as long."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.stem, self.side, self.head = nn.Linear(width, width), Bulky(), nn.Linear(width, 8)
+        self.layers = nn.ModuleList([nn.Linear(width, width), Bulky(), nn.Linear(width, width)])
+
+    def forward(self, x):
+        x = self.stem(x)
+        unused = self.side(x)
+        for layer in self.layers:
+            x = layer(x)
+        del unused
+        return self.head(x.tanh())
+
+
+def test_an_unused_result_that_the_model_keeps_for_a_while():
+    torch.manual_seed(0)
+    model, x = Keeping(), torch.randn(256, 64)
+    assert_budgets_hold(model, x, revolve.solve(revolve.measure(model, x)), (0, 0.3, 0.6, 0.9))
